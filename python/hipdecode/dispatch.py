@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: MIT
+"""Chooses the route of an MLA decode call: a pure function of host integers and a table.
+
+The answer follows from `DecodeShape` and `configs/tuned/<family>/mla_decode.csv` alone; tensors are
+never looked at and no environment variable changes it (the `HIPDECODE_TABLES` setting names another
+folder of tables, read once). Every answer carries its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from . import paths
+from .errors import BadArgument
+from .support import check_supported
+from .tables import ROUTES, Row, Table, TableKey, gain_pct, read_table
+
+logger = logging.getLogger("hipdecode.dispatch")
+
+FAMILIES = ("cpu", "gfx950", "gfx942", "sm_90")
+TILE_ROWS = 16
+GROUP_ROWS = 128
+"""Rows that one thread group works on together: what `auto` and the occupancy rule count."""
+MIN_SPLIT_TOKENS = 256
+MAX_AUTO_SPLITS = 32
+INVARIANT_SPLITS = 8
+FILL_GROUPS = 2
+"""Groups per compute unit from which the occupancy rule trusts hk to even out ragged contexts."""
+NOISE_PCT = 3.0
+_SEEN_SHAPES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeShape:
+    """All that may influence a route, host integers and words only.
+
+    Attributes:
+        family: whose table answers: `cpu`, `gfx950`, `gfx942` or `sm_90`.
+        compute_units: compute units of the device (threads on a CPU).
+        batch: requests, padding included.
+        nhead: query heads of this rank, 1..128.
+        q_len: query tokens per request, 1..16.
+        kv_len: average context per request in tokens, rounded up; None when the host knows only
+            a capacity, as under a captured graph.
+        q_dtype: dtype name of q.
+        kv_dtype: dtype name of the KV cache.
+        page_size: tokens per page, a power of two.
+        head_dim_qk: columns of q and of the cache.
+        head_dim_v: leading columns of the cache that are V.
+        batch_invariant: the result of a request must not depend on its neighbours.
+        route: the caller's own choice; None lets the table choose.
+        num_splits: the caller's own split count; asking for one asks for `hk`.
+    """
+
+    family: str
+    compute_units: int
+    batch: int
+    nhead: int
+    q_len: int
+    kv_len: int | None
+    q_dtype: str
+    kv_dtype: str
+    page_size: int = 1
+    head_dim_qk: int = 576
+    head_dim_v: int = 512
+    batch_invariant: bool = False
+    route: str | None = None
+    num_splits: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """What to launch and why.
+
+    Attributes:
+        route: `hk` or `persistent`; the kernel module is `mla_decode_` + route.
+        num_splits: KV pieces per request (hk); None where the plan decides (persistent).
+        padded_nhead: nhead rounded up to whole tiles; metadata sizes use it.
+        packing: how heads and query tokens fill tiles, in words.
+        reason: why this route, in words.
+        source: `file:line` of the row that decided; empty when a rule did.
+        us: p50 of this route at the row's evidence point; None without evidence.
+        runner_up: the route that came second there.
+        runner_up_us: its p50.
+        evidence: where the times come from: machine, date, source.
+    """
+
+    route: str
+    num_splits: int | None
+    padded_nhead: int
+    packing: str
+    reason: str
+    source: str = ""
+    us: float | None = None
+    runner_up: str | None = None
+    runner_up_us: float | None = None
+    evidence: str = ""
+
+
+@lru_cache(maxsize=8192)
+def route_mla_decode(shape: DecodeShape) -> Route:
+    """Choose the route of one decode call.
+
+    Args:
+        shape: host integers; equal shapes always give equal routes.
+
+    Returns:
+        The route. First match wins: the caller's own choice; batch invariance (hk, a constant
+        split count); an unknown context (persistent); the table; the occupancy rule.
+
+    Raises:
+        BadArgument: a field makes no sense for any kernel.
+        UnsupportedShape: no kernel for this shape; lists required, supported and missing.
+        TableError: the family's table is broken.
+    """
+    _check_arguments(shape)
+    check_supported(
+        nhead=shape.nhead,
+        q_len=shape.q_len,
+        dtypes=(shape.q_dtype, shape.kv_dtype),
+        head_dims=(shape.head_dim_qk, shape.head_dim_v),
+        page_size=shape.page_size,
+    )
+    if shape.route is not None or shape.num_splits is not None:
+        return _asked(shape)
+    if shape.batch_invariant:
+        return _answer(
+            shape,
+            "hk",
+            f"batch_invariant: hk with always {INVARIANT_SPLITS} splits, so that a request's bits "
+            "follow from its own data only",
+            splits=INVARIANT_SPLITS,
+        )
+    if shape.kv_len is None:
+        return _answer(
+            shape,
+            "persistent",
+            "the context is not known to the host (a captured graph knows only the capacity of "
+            "kv_indices): persistent follows its plan at any length",
+        )
+    table = load_table(shape.family)
+    key = table.nearest_key(_key(shape))
+    if key is None:
+        return _by_occupancy(shape, table.label)
+    return _by_row(shape, table, table.find(key, shape.batch, shape.kv_len))
+
+
+def clear_route_cache() -> None:
+    """Forget routes and tables, so that the next call reads the tables again."""
+    route_mla_decode.cache_clear()
+    load_table.cache_clear()
+
+
+@lru_cache(maxsize=len(FAMILIES))
+def load_table(family: str) -> Table:
+    """Read the table of a family, once.
+
+    Args:
+        family: one of `FAMILIES`.
+
+    Returns:
+        `mla_decode.csv` of the family's folder, shipped or under HIPDECODE_TABLES.
+
+    Raises:
+        TableError: the file is missing or broken.
+    """
+    name = f"{family}/mla_decode.csv"
+    folder = paths.tables_dir()
+    shipped = folder == paths.configs_dir() / "tuned"
+    return read_table(folder / name, label=f"configs/tuned/{name}" if shipped else None)
+
+
+def auto_splits(*, batch: int, nhead: int, q_len: int, compute_units: int, kv_len: int) -> int:
+    """Return how many pieces hk cuts each context into, from host integers only.
+
+    Enough to give each compute unit a group of rows, but at least 256 tokens a piece and at most
+    32 pieces: beyond that the merge costs more than the idle units.
+    """
+    groups = batch * _ceil_div(nhead * q_len, GROUP_ROWS)
+    to_fill = _ceil_div(compute_units, groups)
+    return max(1, min(to_fill, kv_len // MIN_SPLIT_TOKENS, MAX_AUTO_SPLITS))
+
+
+def _asked(shape: DecodeShape) -> Route:
+    route = shape.route or "hk"
+    if route == "persistent":
+        return _answer(shape, route, "route given by the caller")
+    if shape.num_splits is not None:
+        reason = f"route or split count given by the caller ({shape.num_splits} splits)"
+        return _answer(shape, route, reason, splits=shape.num_splits)
+    if shape.batch_invariant or shape.kv_len is None:
+        why = "batch_invariant" if shape.batch_invariant else "context not known to the host"
+        reason = f"route given by the caller; {why}: always {INVARIANT_SPLITS} splits"
+        return _answer(shape, route, reason, splits=INVARIANT_SPLITS)
+    return _answer(shape, route, "route given by the caller", splits=_auto(shape, shape.kv_len))
+
+
+def _by_row(shape: DecodeShape, table: Table, row: Row) -> Route:
+    source = f"{table.label}:{row.line}"
+    rect = row.rect
+    where = (
+        f"batch {_span(rect.batch_from, rect.batch_to)}, kv_len {_span(rect.kv_from, rect.kv_to)}"
+    )
+    reason = f"{source}: {row.key}, {where}"
+    if row.key != _key(shape):
+        reason += f" (nearest key of the table to {_key(shape)})"
+    gain = gain_pct(row.us, row.runner_up_us)
+    if gain is not None and gain < NOISE_PCT:
+        reason += f"; its gain of {gain:.1f} % is within {NOISE_PCT:.0f} %, taken as noise"
+    splits = row.num_splits if isinstance(row.num_splits, int) else None
+    if row.route == "hk" and splits is None:
+        splits = _auto(shape, shape.kv_len or 0)
+    evidence = " ".join(word for word in (row.machine, row.date, row.source) if word)
+    if evidence and row.key != _key(shape):
+        evidence += f", measured for {row.key}"
+    return _answer(
+        shape, row.route, reason, splits=splits, row=row, source=source, evidence=evidence
+    )
+
+
+def _by_occupancy(shape: DecodeShape, label: str) -> Route:
+    groups = shape.batch * _ceil_div(shape.nhead * shape.q_len, GROUP_ROWS)
+    fills = groups >= FILL_GROUPS * shape.compute_units
+    reason = (
+        f"occupancy rule, since {label} has no rows near {_key(shape)}: {groups} groups of "
+        f"{GROUP_ROWS} rows {'fill' if fills else 'do not fill'} {shape.compute_units} compute "
+        f"units {FILL_GROUPS} times, so contexts {'need not' if fills else 'must'} be split"
+    )
+    if not fills:
+        return _answer(shape, "persistent", reason)
+    return _answer(shape, "hk", reason, splits=_auto(shape, shape.kv_len or 0))
+
+
+def _answer(
+    shape: DecodeShape,
+    route: str,
+    reason: str,
+    *,
+    splits: int | None = None,
+    row: Row | None = None,
+    source: str = "",
+    evidence: str = "",
+) -> Route:
+    return Route(
+        route=route,
+        num_splits=splits,
+        padded_nhead=_ceil_div(shape.nhead, TILE_ROWS) * TILE_ROWS,
+        packing=_packing(shape.nhead, shape.q_len),
+        reason=reason,
+        source=source,
+        us=row.us if row else None,
+        runner_up=row.runner_up if row else None,
+        runner_up_us=row.runner_up_us if row else None,
+        evidence=evidence,
+    )
+
+
+def _packing(nhead: int, q_len: int) -> str:
+    rows = nhead * q_len
+    tiles = _ceil_div(rows, TILE_ROWS)
+    masked = tiles * TILE_ROWS - rows
+    return (
+        f"rows = nhead {nhead} x q_len {q_len} = {rows} -> {tiles} tile{'s' if tiles > 1 else ''} "
+        f"of {TILE_ROWS}, {masked or 'none'} masked"
+    )
+
+
+def _auto(shape: DecodeShape, kv_len: int) -> int:
+    return auto_splits(
+        batch=shape.batch,
+        nhead=shape.nhead,
+        q_len=shape.q_len,
+        compute_units=shape.compute_units,
+        kv_len=kv_len,
+    )
+
+
+def _key(shape: DecodeShape) -> TableKey:
+    return TableKey(shape.q_dtype, shape.kv_dtype, shape.nhead, shape.q_len, shape.page_size)
+
+
+def _span(start: int, end: int | float) -> str:
+    return f"{start}.." if end == math.inf else f"{start}..{int(end) - 1}"
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _check_arguments(shape: DecodeShape) -> None:
+    if shape.family not in FAMILIES:
+        known = " ".join(FAMILIES)
+        raise BadArgument(f"family: expected one of {known}, got {shape.family}; use one of these")
+    for name, low in (("compute_units", 1), ("batch", 1), ("nhead", 1), ("q_len", 1)):
+        if getattr(shape, name) < low:
+            got = getattr(shape, name)
+            raise BadArgument(f"{name}: expected at least {low}, got {got}; pass a larger one")
+    if shape.kv_len is not None and shape.kv_len < 0:
+        raise BadArgument(f"kv_len: expected tokens >= 0 or None, got {shape.kv_len}; pass either")
+    if shape.route is not None and shape.route not in ROUTES:
+        known = " ".join(ROUTES)
+        raise BadArgument(f"route: expected one of {known}, got {shape.route}; or leave it out")
+    if shape.num_splits is not None and shape.num_splits < 1:
+        raise BadArgument(f"num_splits: expected at least 1, got {shape.num_splits}; or None")
+    if shape.route == "persistent" and (shape.batch_invariant or shape.num_splits is not None):
+        got = "batch_invariant" if shape.batch_invariant else f"num_splits={shape.num_splits}"
+        raise BadArgument(
+            f"route: expected hk with {got}, got persistent, whose splits follow the plan of the "
+            "whole batch; leave route out"
+        )
+
+
+_TORCH_NAMES = {
+    "bf16": "torch.bfloat16",
+    "fp16": "torch.float16",
+    "fp8_e4m3fn": "torch.float8_e4m3fn",
+    "fp8_e4m3fnuz": "torch.float8_e4m3fnuz",
+}
+_seen: dict[tuple[object, ...], None] = {}
+
+
+def log_shape(
+    shape: DecodeShape,
+    route: Route,
+    *,
+    q_shape: Sequence[int],
+    kv_shape: Sequence[int],
+    o_shape: Sequence[int],
+    total_kv: int | None,
+    planned: bool,
+) -> None:
+    """Log one INFO line for each new shape, in the field order of aiter#3003's shape log.
+
+    A shape is new when its tensors, dtypes, page size or route have not been logged; the context
+    alone, which grows each step, does not make it new. Returns at once while the logger is off.
+
+    Args:
+        shape: what was routed.
+        route: the answer.
+        q_shape: q's shape.
+        kv_shape: kv_buffer's shape.
+        o_shape: the output's shape.
+        total_kv: length of kv_indices, a capacity under a graph; None when unknown.
+        planned: whether the caller gave a plan.
+    """
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    shapes = (tuple(q_shape), tuple(kv_shape), tuple(o_shape))
+    mark = (*shapes, shape.q_dtype, shape.kv_dtype, shape.page_size, planned, route.route)
+    if mark in _seen:
+        return
+    _seen[mark] = None
+    if len(_seen) > _SEEN_SHAPES:
+        _seen.pop(next(iter(_seen)), None)
+    logger.info(
+        "[HIPDECODE_MLA_DECODE_SHAPE] q_shape=%s kv_shape=%s o_shape=%s q_dtype=%s kv_dtype=%s "
+        "nhead=%d max_seqlen_q=%d page_size=%d nhead_kv=1 total_kv=%s persistent=%s "
+        "hk_supported_head_shape=True hk_avg_ctx_per_seq=%s hk_max_ctx_per_seq=%s use_hk=%s",
+        *shapes,
+        _TORCH_NAMES[shape.q_dtype],
+        _TORCH_NAMES[shape.kv_dtype],
+        shape.nhead,
+        shape.q_len,
+        shape.page_size,
+        total_kv,
+        planned,
+        shape.kv_len,
+        hk_max_ctx(shape),
+        route.route == "hk",
+    )
+
+
+def hk_max_ctx(shape: DecodeShape) -> int | None:
+    """Return the largest context that the family's table gives to hk at this batch.
+
+    Returns:
+        Tokens per request; 0 where hk is never chosen; None where no length ends it, or where no
+        row is near and the occupancy rule decides.
+    """
+    table = load_table(shape.family)
+    key = table.nearest_key(_key(shape))
+    if key is None:
+        return None
+    ends = [
+        row.rect.kv_to
+        for row in table.rows_by_key[key]
+        if row.route == "hk" and row.rect.batch_from <= shape.batch < row.rect.batch_to
+    ]
+    end = max(ends, default=1)
+    return None if end == math.inf else int(end) - 1

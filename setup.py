@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent
 
 
 class BuildPyWithSources(build_py):
-    """Puts csrc/ and configs/ beside the package, where the JIT of an installed wheel reads them."""
+    """Puts csrc/ and configs/ into hipdecode/share, where an installed wheel reads them."""
 
     def run(self) -> None:
         """Copies the Python files, then (outside editable installs) the two data folders."""
@@ -20,12 +20,12 @@ class BuildPyWithSources(build_py):
         if self.editable_mode:
             return
         for folder in ("csrc", "configs"):
-            target = Path(self.build_lib) / "hipdecode" / folder
+            target = Path(self.build_lib) / "hipdecode" / "share" / folder
             shutil.copytree(ROOT / folder, target, dirs_exist_ok=True)
 
 
 def main() -> None:
-    """Builds `hipdecode._C` into a wheel when torch is importable; it is built on first use else."""
+    """Builds `hipdecode._C` into a wheel where torch is importable, else leaves it to first use."""
     cmdclass: dict[str, type] = {"build_py": BuildPyWithSources}
     extensions = []
     # An editable install takes the binding from the JIT cache, keyed by content: never stale.

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+
+namespace hipdecode::abi {
+
+/// What an artefact says about itself, exported as `hipdecode_kernel_info`; checked before it is used.
+struct KernelInfo {
+  int32_t abi_version;
+  int32_t params_bytes;  // sizeof of the POD that the kernel takes
+  int64_t shared_bytes;  // group memory that one block needs
+};
+static_assert(sizeof(KernelInfo) == 16);
+
+}  // namespace hipdecode::abi

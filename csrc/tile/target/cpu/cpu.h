@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "decode_tiles.h"
+#include "entry.h"
+#include "sync.h"
+#include "vector.h"

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT
+#include <algorithm>
+
+#include "../abi/mla_decode_params.h"
+#include "ops.h"
+
+namespace hipdecode::torch_ops {
+namespace {
+
+constexpr int64_t kRowsPerTile = 128;  // as tile::DecodeTiles::kRows
+constexpr int64_t kCacheAlignment = 16;  // bytes; what vector loads and direct-to-LDS copies need
+
+/// Finds `module/qk-v-q-kv`, remembering the last kernel of this module so that a decode step builds no string.
+const runtime::Kernel& decode_kernel(const char* module, const Tensor& q, int64_t head_dim_v, abi::DType q_dtype,
+                                     abi::DType kv_dtype) {
+  return runtime::find_kernel(device_of(q), runtime::join(module, "/", q.size(2), "-", head_dim_v, "-",
+                                                          dtype_name(q_dtype), "-", dtype_name(kv_dtype)));
+}
+
+void check_cache(const Tensor& kv, abi::DType type) {
+  const int64_t bytes = abi::element_bytes(type);
+  const auto address = reinterpret_cast<uintptr_t>(kv.const_data_ptr());
+  HIPDECODE_CHECK(kv.stride(3) == 1 && kv.stride(0) >= 0 && kv.stride(1) >= 0, "kv_buffer: expected a contiguous last dimension");
+  HIPDECODE_CHECK(address % kCacheAlignment == 0 && kv.stride(0) * bytes % kCacheAlignment == 0 &&
+                      kv.stride(1) * bytes % kCacheAlignment == 0,
+                  "kv_buffer: expected address and strides that are multiples of ", kCacheAlignment, " bytes");
+}
+
+struct Inputs {
+  const Tensor &q, &kv_buffer, &o;
+  const OptionalTensor& lse;
+  const Tensor &qo_indptr, &kv_indptr, &kv_indices;
+  const OptionalTensor &kv_last_page_lens, &q_scale, &kv_scale;
+  int64_t max_seqlen_q;
+  double sm_scale;
+  bool causal;
+};
+
+abi::MlaDecodeParams checked_params(const Inputs& in) {
+  check_dim("q", in.q, 3);
+  check_dim("kv_buffer", in.kv_buffer, 4);
+  const int64_t rows = in.q.size(0), nhead = in.q.size(1), head_dim_qk = in.q.size(2);
+  const int64_t batch = in.qo_indptr.numel() - 1;
+  HIPDECODE_CHECK(in.q.stride(2) == 1, "q: expected a contiguous last dimension");
+  HIPDECODE_CHECK(nhead >= 1 && nhead <= 128, "q: expected 1 to 128 heads, got shape ", shape_text(in.q));
+  HIPDECODE_CHECK(in.kv_buffer.size(2) == 1 && in.kv_buffer.size(3) == head_dim_qk, "kv_buffer: expected [num_pages, page_size, 1, ",
+                  head_dim_qk, "], got shape ", shape_text(in.kv_buffer));
+  HIPDECODE_CHECK(batch >= 0, "qo_indptr: expected batch + 1 elements, got none");
+  HIPDECODE_CHECK(in.max_seqlen_q >= 1, "max_seqlen_q: expected at least 1, got ", in.max_seqlen_q);
+  const abi::DType o_dtype = check_output("o", in.o, nhead);
+  HIPDECODE_CHECK(in.o.size(0) == rows, "o: expected ", rows, " rows, got shape ", shape_text(in.o));
+  for (const Tensor* t : {&in.kv_buffer, &in.o, &in.qo_indptr, &in.kv_indptr, &in.kv_indices}) check_same_device("arguments", *t, in.q);
+  check_cache(in.kv_buffer, dtype_of("kv_buffer", in.kv_buffer));
+  abi::MlaDecodeParams p{};
+  p.q = in.q.const_data_ptr();
+  p.kv = in.kv_buffer.const_data_ptr();
+  p.o = in.o.mutable_data_ptr();
+  p.lse = in.lse ? float_data("lse", *in.lse, rows * nhead) : nullptr;
+  p.qo_indptr = int32_data("qo_indptr", in.qo_indptr, 1);
+  p.kv_indptr = int32_data("kv_indptr", in.kv_indptr, batch + 1);
+  p.kv_indices = int32_data("kv_indices", in.kv_indices, 0);
+  p.kv_last_page_lens = in.kv_last_page_lens ? int32_data("kv_last_page_lens", *in.kv_last_page_lens, batch) : nullptr;
+  p.q_scale = scale_data("q_scale", in.q_scale);
+  p.kv_scale = scale_data("kv_scale", in.kv_scale);
+  p.q_stride_row = in.q.stride(0);
+  p.q_stride_head = in.q.stride(1);
+  p.kv_stride_page = in.kv_buffer.stride(0);
+  p.kv_stride_token = in.kv_buffer.stride(1);
+  p.o_stride_row = in.o.stride(0);
+  p.o_stride_head = in.o.stride(1);
+  p.num_pages = in.kv_buffer.size(0);
+  p.num_kv_indices = in.kv_indices.numel();
+  p.rows_q = rows;
+  p.batch = static_cast<int32_t>(batch);
+  p.nhead = static_cast<int32_t>(nhead);
+  p.max_seqlen_q = static_cast<int32_t>(in.max_seqlen_q);
+  p.page_size = static_cast<int32_t>(in.kv_buffer.size(1));
+  p.num_splits = 1;
+  p.row_tiles = static_cast<int32_t>((in.max_seqlen_q * nhead + kRowsPerTile - 1) / kRowsPerTile);
+  p.causal = in.causal;
+  p.o_dtype = o_dtype;
+  p.sm_scale = static_cast<float>(in.sm_scale);
+  return p;
+}
+
+}  // namespace
+
+void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Tensor qo_indptr, Tensor kv_indptr,
+                   Tensor kv_indices, OptionalTensor kv_last_page_lens, OptionalTensor partial_output,
+                   OptionalTensor partial_lse, OptionalTensor arrivals, OptionalTensor q_scale,
+                   OptionalTensor kv_scale, int64_t max_seqlen_q, int64_t num_splits, double sm_scale, bool causal) {
+  abi::MlaDecodeParams p = checked_params({q, kv_buffer, o, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens,
+                                           q_scale, kv_scale, max_seqlen_q, sm_scale, causal});
+  HIPDECODE_CHECK(num_splits >= 1 && num_splits <= 1024, "num_splits: expected 1 to 1024, got ", num_splits);
+  p.num_splits = static_cast<int32_t>(num_splits);
+  if (num_splits > 1) {
+    HIPDECODE_CHECK(partial_output && partial_lse && arrivals,
+                    "partial_output, partial_lse, arrivals: expected tensors when num_splits > 1, got none");
+    p.partial_rows = p.rows_q * num_splits;
+    p.partial_o = float_data("partial_output", *partial_output, p.partial_rows * p.nhead * o.size(2));
+    p.partial_lse = float_data("partial_lse", *partial_lse, p.partial_rows * p.nhead);
+    p.arrivals = mutable_int32_data("arrivals", *arrivals, int64_t{p.batch} * p.row_tiles);
+  }
+  // an empty batch still clears the rows of o that nobody owns
+  const int64_t blocks = std::max<int64_t>(int64_t{p.batch} * p.row_tiles * num_splits, 1);
+  decode_kernel("mla_decode_hk", q, o.size(2), dtype_of("q", q), dtype_of("kv_buffer", kv_buffer))
+      .launch(&p, sizeof(p), blocks, nullptr);
+}
+
+void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Tensor qo_indptr,
+                           Tensor kv_indptr, Tensor kv_indices, OptionalTensor kv_last_page_lens, Tensor work_indptr,
+                           Tensor work_info_set, Tensor partial_output, Tensor partial_lse, OptionalTensor q_scale,
+                           OptionalTensor kv_scale, int64_t max_seqlen_q, double sm_scale, bool causal) {
+  abi::MlaDecodeParams p = checked_params({q, kv_buffer, o, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens,
+                                           q_scale, kv_scale, max_seqlen_q, sm_scale, causal});
+  check_dim("work_info_set", work_info_set, 2);
+  HIPDECODE_CHECK(work_info_set.size(1) == 8, "work_info_set: expected [works, 8], got shape ", shape_text(work_info_set));
+  p.work_indptr = int32_data("work_indptr", work_indptr, 1);
+  p.work_info = reinterpret_cast<const abi::WorkItem*>(int32_data("work_info_set", work_info_set, 0));
+  p.num_works = work_info_set.size(0);
+  const int64_t row = int64_t{p.nhead} * o.size(2);
+  p.partial_o = float_data("partial_output", partial_output, 0);
+  p.partial_rows = partial_output.numel() / row;
+  p.partial_lse = float_data("partial_lse", partial_lse, p.partial_rows * p.nhead);
+  const int64_t clusters = work_indptr.numel() - 1;
+  if (clusters == 0) return;
+  decode_kernel("mla_decode_persistent", q, o.size(2), dtype_of("q", q), dtype_of("kv_buffer", kv_buffer))
+      .launch(&p, sizeof(p), clusters, nullptr);
+}
+
+}  // namespace hipdecode::torch_ops

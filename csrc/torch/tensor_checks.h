@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <string>
+
+#include "../abi/dtype.h"
+#include "../runtime/error.h"
+#include "../runtime/kernel_table.h"
+
+namespace hipdecode::torch_ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline std::string shape_text(const Tensor& t) {
+  std::string text = "[";
+  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
+  return text + "]";
+}
+
+inline runtime::DeviceKind device_of(const Tensor& t) {
+  HIPDECODE_CHECK(t.is_cpu(), "q: expected a tensor on a device that hipdecode drives (cpu), got another; move it");
+  return runtime::DeviceKind::cpu;
+}
+
+inline void check_same_device(const char* name, const Tensor& t, const Tensor& q) {
+  HIPDECODE_CHECK(t.device() == q.device(), name, ": expected the device of q, got another; move it");
+}
+
+inline void check_dim(const char* name, const Tensor& t, int64_t dim) {
+  HIPDECODE_CHECK(t.dim() == dim, name, ": expected ", dim, " dimensions, got shape ", shape_text(t));
+}
+
+/// A 1-D (or any contiguous) int32 tensor of at least `least` elements.
+inline const int32_t* int32_data(const char* name, const Tensor& t, int64_t least) {
+  HIPDECODE_CHECK(t.scalar_type() == ScalarType::Int && t.is_contiguous(), name,
+                  ": expected a contiguous int32 tensor; convert it");
+  HIPDECODE_CHECK(t.numel() >= least, name, ": expected at least ", least, " elements, got ", t.numel());
+  return static_cast<const int32_t*>(t.const_data_ptr());
+}
+
+inline int32_t* mutable_int32_data(const char* name, const Tensor& t, int64_t least) {
+  int32_data(name, t, least);
+  return static_cast<int32_t*>(t.mutable_data_ptr());
+}
+
+inline float* float_data(const char* name, const Tensor& t, int64_t least) {
+  HIPDECODE_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous(), name,
+                  ": expected a contiguous float32 tensor; convert it");
+  HIPDECODE_CHECK(t.numel() >= least, name, ": expected at least ", least, " elements, got ", t.numel());
+  return static_cast<float*>(t.mutable_data_ptr());
+}
+
+/// A dequantisation scale on the device, 0-d or [1]; absent means 1.
+inline const float* scale_data(const char* name, const OptionalTensor& t) {
+  if (!t) return nullptr;
+  HIPDECODE_CHECK(t->scalar_type() == ScalarType::Float && t->numel() == 1, name,
+                  ": expected one float32 element, got shape ", shape_text(*t));
+  return static_cast<const float*>(t->const_data_ptr());
+}
+
+inline abi::DType dtype_of(const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::BFloat16: return abi::DType::bf16;
+    case ScalarType::Half: return abi::DType::fp16;
+    case ScalarType::Float8_e4m3fn: return abi::DType::fp8_e4m3fn;
+    case ScalarType::Float8_e4m3fnuz: return abi::DType::fp8_e4m3fnuz;
+    default: break;
+  }
+  throw runtime::Error(runtime::join(name, ": expected bfloat16, float16, float8_e4m3fn or float8_e4m3fnuz, got another dtype"));
+}
+
+inline const char* dtype_name(abi::DType type) {
+  constexpr const char* kNames[] = {"bf16", "fp16", "fp8_e4m3fn", "fp8_e4m3fnuz", "fp32"};
+  return kNames[static_cast<int>(type)];
+}
+
+/// [rows, nhead, head_dim_v] bf16 or fp16, last dimension contiguous.
+inline abi::DType check_output(const char* name, const Tensor& o, int64_t nhead) {
+  check_dim(name, o, 3);
+  const abi::DType type = dtype_of(name, o);
+  HIPDECODE_CHECK(type == abi::DType::bf16 || type == abi::DType::fp16, name, ": expected bfloat16 or float16");
+  HIPDECODE_CHECK(o.size(1) == nhead && (o.size(2) == 1 || o.stride(2) == 1), name, ": expected [rows, ", nhead,
+                  ", head_dim_v] with a contiguous last dimension, got shape ", shape_text(o));
+  return type;
+}
+
+}  // namespace hipdecode::torch_ops

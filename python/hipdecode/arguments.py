@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: MIT
+"""Checks of what callers pass: each failure names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .errors import BadArgument, WorkspaceError
+from .plan import MlaPlan
+from .support import HEAD_DIMS
+
+DTYPE_NAMES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float8_e4m3fn: "fp8_e4m3fn",
+    torch.float8_e4m3fnuz: "fp8_e4m3fnuz",
+}
+_HEAD_DIM_V = dict(HEAD_DIMS)
+_OUTPUT_DTYPES = (torch.bfloat16, torch.float16)
+_ROW_ALIGNMENT = 16  # bytes: vector loads and direct-to-LDS copies need it
+
+
+def describe(value: object) -> str:
+    """Says what an argument is, for messages."""
+    if not isinstance(value, Tensor):
+        return f"{type(value).__name__} {value!r}"
+    return f"{value.dtype} {list(value.shape)} on {value.device}, strides {list(value.stride())}"
+
+
+def check_tensor(
+    name: str,
+    value: object,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    contiguous: bool = False,
+) -> None:
+    """Requires a tensor of a dtype on a device.
+
+    Raises:
+        BadArgument: it is something else.
+    """
+    good = isinstance(value, Tensor) and value.dtype == dtype and value.device == device
+    if not good or (contiguous and not value.is_contiguous()):  # type: ignore[attr-defined]
+        kind = "contiguous " if contiguous else ""
+        raise BadArgument(f"{name}: expected a {kind}{dtype} tensor on {device}, got {describe(value)}")
+
+
+def check_inputs(
+    q: Tensor,
+    kv_buffer: Tensor,
+    qo_indptr: Tensor,
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    max_seqlen_q: int,
+) -> tuple[int, int]:
+    """Checks the inputs of a decode against each other.
+
+    Returns:
+        (batch, head_dim_v).
+
+    Raises:
+        BadArgument: an argument has a wrong type, shape or stride.
+    """
+    for name, value, dim in (("q", q, 3), ("kv_buffer", kv_buffer, 4)):
+        if not isinstance(value, Tensor) or value.dim() != dim or value.dtype not in DTYPE_NAMES:
+            names = ", ".join(DTYPE_NAMES.values())
+            raise BadArgument(f"{name}: expected a {dim}-D tensor of {names}, got {describe(value)}")
+    if q.device.type != "cpu":
+        raise BadArgument(f"q: expected a tensor on the CPU, got {describe(q)}; move it")
+    rows, nhead, head_dim_qk = q.shape
+    if q.stride(2) != 1 or not 1 <= nhead <= 128:
+        raise BadArgument(
+            f"q: expected [rows, nhead 1..128, head_dim_qk] with a contiguous last dimension, "
+            f"got {describe(q)}"
+        )
+    _check_cache(kv_buffer, head_dim_qk, q.device)
+    if isinstance(max_seqlen_q, bool) or not isinstance(max_seqlen_q, int) or max_seqlen_q < 1:
+        raise BadArgument(f"max_seqlen_q: expected an int of at least 1, got {max_seqlen_q!r}")
+    for name, value in (
+        ("qo_indptr", qo_indptr),
+        ("kv_indptr", kv_indptr),
+        ("kv_indices", kv_indices),
+    ):
+        check_tensor(name, value, torch.int32, q.device, contiguous=True)
+    batch = qo_indptr.numel() - 1
+    if batch < 0 or kv_indptr.numel() < batch + 1:
+        raise BadArgument(
+            f"qo_indptr, kv_indptr: expected [batch + 1] each, got {describe(qo_indptr)} and "
+            f"{describe(kv_indptr)}"
+        )
+    return batch, _HEAD_DIM_V.get(head_dim_qk, head_dim_qk)
+
+
+def _check_cache(kv_buffer: Tensor, head_dim_qk: int, device: torch.device) -> None:
+    step = kv_buffer.element_size()
+    aligned = not any(
+        value % _ROW_ALIGNMENT
+        for value in (
+            kv_buffer.storage_offset() * step,
+            kv_buffer.stride(0) * step,
+            kv_buffer.stride(1) * step,
+        )
+    )
+    good = kv_buffer.shape[1] >= 1 and kv_buffer.shape[2:] == (1, head_dim_qk)
+    if not (good and aligned and kv_buffer.stride(3) == 1 and kv_buffer.device == device):
+        raise BadArgument(
+            f"kv_buffer: expected [num_pages, page_size, 1, {head_dim_qk}] on {device}, last "
+            f"dimension contiguous, rows at multiples of {_ROW_ALIGNMENT} bytes, "
+            f"got {describe(kv_buffer)}"
+        )
+
+
+def check_scale_pair(q_scale: Tensor | None, kv_scale: Tensor | None, device: torch.device) -> None:
+    """Requires scales to be None or one fp32 element on the device.
+
+    Raises:
+        BadArgument: one is something else.
+    """
+    for name, scale in (("q_scale", q_scale), ("kv_scale", kv_scale)):
+        if scale is None:
+            continue
+        check_tensor(name, scale, torch.float32, device)
+        if scale.numel() != 1:
+            raise BadArgument(f"{name}: expected one element (0-d or [1]), got {describe(scale)}")
+
+
+def check_page_lens(kv_last_page_lens: Tensor | None, batch: int, device: torch.device) -> None:
+    """Requires [batch] int32 or None.
+
+    Raises:
+        BadArgument: it is something else.
+    """
+    if kv_last_page_lens is None:
+        return
+    check_tensor("kv_last_page_lens", kv_last_page_lens, torch.int32, device, contiguous=True)
+    if kv_last_page_lens.numel() < batch:
+        raise BadArgument(
+            f"kv_last_page_lens: expected {batch} elements, got {describe(kv_last_page_lens)}"
+        )
+
+
+def output_for(out: Tensor | None, q: Tensor, head_dim_v: int) -> Tensor:
+    """The caller's output tensor, checked, or a new one.
+
+    Raises:
+        BadArgument: out has a wrong type, shape or stride.
+    """
+    rows, nhead, _ = q.shape
+    if out is not None:
+        check_output("out", out, rows, nhead, head_dim_v, q.device)
+        return out
+    dtype = q.dtype if q.dtype in _OUTPUT_DTYPES else torch.bfloat16
+    return torch.empty((rows, nhead, head_dim_v), dtype=dtype, device=q.device)
+
+
+def check_output(
+    name: str, out: Tensor, rows: int | None, nhead: int, head_dim_v: int, device: torch.device
+) -> None:
+    """Requires [rows, nhead, head_dim_v] bf16 or fp16 without overlapping rows.
+
+    Raises:
+        BadArgument: it is something else.
+    """
+    good = isinstance(out, Tensor) and out.dim() == 3 and out.dtype in _OUTPUT_DTYPES
+    good = good and out.device == device and out.stride(2) == 1
+    good = good and out.shape[1:] == (nhead, head_dim_v) and rows in (None, out.shape[0])
+    good = good and (nhead == 1 or out.stride(1) >= head_dim_v)
+    if not good or (out.shape[0] > 1 and out.stride(0) < head_dim_v):
+        raise BadArgument(
+            f"{name}: expected [{'rows' if rows is None else rows}, {nhead}, {head_dim_v}] bf16 or "
+            f"fp16 on {device}, last dimension contiguous, rows apart, got {describe(out)}"
+        )
+
+
+def check_lse(
+    lse: Tensor | None, rows: int, nhead: int, device: torch.device, *, name: str = "lse"
+) -> None:
+    """Requires [rows, nhead] fp32 contiguous, or None.
+
+    Raises:
+        BadArgument: it is something else.
+    """
+    if lse is None:
+        return
+    check_tensor(name, lse, torch.float32, device, contiguous=True)
+    if lse.numel() != rows * nhead:
+        raise BadArgument(f"{name}: expected [{rows}, {nhead}], got {describe(lse)}")
+
+
+def check_plan(
+    plan: MlaPlan,
+    batch: int,
+    nhead: int,
+    head_dim_v: int,
+    max_seqlen_q: int,
+    page_size: int,
+    causal: bool,
+) -> None:
+    """Requires a plan made for this step.
+
+    Raises:
+        WorkspaceError: it was made for another.
+    """
+    if not isinstance(plan, MlaPlan):
+        raise BadArgument(f"plan: expected an MlaPlan, got {describe(plan)}; call plan_mla_decode")
+    have = (plan.batch, plan.nhead, plan.page_size, plan.partial_output.shape[2])
+    need = (batch, nhead, page_size, head_dim_v)
+    if have != need or plan.max_seqlen_q < max_seqlen_q or (plan.causal and not causal):
+        raise WorkspaceError(
+            f"plan: expected one for batch, nhead, page_size, head_dim_v {need}, max_seqlen_q "
+            f"{max_seqlen_q}, causal {causal}, got {have}, {plan.max_seqlen_q}, {plan.causal}; "
+            "call plan_mla_decode with the arguments of the decode"
+        )

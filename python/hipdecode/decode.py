@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: MIT
+"""MLA decode: checks once, routes, launches."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .arguments import (
+    DTYPE_NAMES,
+    check_inputs,
+    check_lse,
+    check_page_lens,
+    check_plan,
+    check_scale_pair,
+    output_for,
+)
+from .dispatch import DecodeShape, log_shape, logger, route_mla_decode
+from .plan import MlaPlan, plan_mla_decode
+from .workspace import SplitScratch, Workspace, default_workspace
+
+_ROW_TILE = 128
+"""Query rows of an hk block: tile::DecodeTiles::kRows."""
+
+
+def mla_decode(
+    q: Tensor,
+    kv_buffer: Tensor,
+    qo_indptr: Tensor,
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    *,
+    max_seqlen_q: int,
+    kv_last_page_lens: Tensor | None = None,
+    sm_scale: float | None = None,
+    causal: bool = True,
+    q_scale: Tensor | None = None,
+    kv_scale: Tensor | None = None,
+    out: Tensor | None = None,
+    return_lse: bool = False,
+    lse: Tensor | None = None,
+    plan: MlaPlan | None = None,
+    kv_len: int | None = None,
+    route: str | None = None,
+    num_splits: int | None = None,
+    batch_invariant: bool = False,
+    workspace: Workspace | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """One decode step of multi-head latent attention over a paged KV cache.
+
+    Nothing synchronises, and nothing is allocated when `out` (and `lse`) and a warm workspace or a
+    plan are there. Values of keys that a row may not see never enter it, NaN included.
+
+    Args:
+        q: [rows, nhead, head_dim_qk] bf16, fp16 or fp8; last dimension contiguous; nhead 1..128.
+            Rows of a request lie together, its newest token last.
+        kv_buffer: [num_pages, page_size, 1, head_dim_qk] bf16, fp16 or fp8; V is the first
+            head_dim_v columns (512 of 576 or 512). Rows start at multiples of 16 bytes.
+        qo_indptr: [batch + 1] int32, rows of each request. Rows past the last come out as zero.
+        kv_indptr: [batch + 1] int32, pages of each request. No pages: rows of zero, lse -inf.
+        kv_indices: [any] int32, page ids; negative ids are skipped, the tail is ignored.
+        max_seqlen_q: query rows of one request at most, 1..16.
+        kv_last_page_lens: [batch] int32, tokens in each last page; None for full pages. Ignored
+            where page_size is 1.
+        sm_scale: softmax scale; default 1 / sqrt(head_dim_qk).
+        causal: row i of n sees all keys but the last n - 1 - i. False: all rows see all keys.
+        q_scale: fp32, one element on the device; dequantises an fp8 q, else ignored.
+        kv_scale: likewise for an fp8 cache; enters the scores and the output.
+        out: [rows, nhead, head_dim_v] bf16 or fp16, written in place, strides honoured.
+        return_lse: also return the log-sum-exp of the scores.
+        lse: [rows, nhead] fp32 to write it to.
+        plan: from plan_mla_decode() for these lengths; used by the persistent route, which makes
+            its own in the workspace otherwise.
+        kv_len: average context in tokens as the host knows it, for the route alone. By default
+            the capacity of kv_indices, or unknown under a graph capture or torch.compile.
+        route: `hk` or `persistent` instead of the table's choice.
+        num_splits: KV pieces per request of the hk route.
+        batch_invariant: fixed split count: a request's bits do not depend on its neighbours.
+        workspace: scratch; by default this thread's own.
+
+    Returns:
+        out in q's dtype (bf16 for fp8), or (out, lse) with lse [rows, nhead] fp32, natural log.
+
+    Raises:
+        BadArgument: an argument has a wrong type, shape, stride or range; nothing was written.
+        UnsupportedShape: no kernel for this shape; lists required, supported and missing.
+        BuildError: a kernel that is not cached could not be built.
+
+    Source: DeepSeek-V2 (2024), section 2.1; the split merge is that of Flash-Decoding.
+    """
+    batch, head_dim_v = check_inputs(q, kv_buffer, qo_indptr, kv_indptr, kv_indices, max_seqlen_q)
+    check_scale_pair(q_scale, kv_scale, q.device)
+    check_page_lens(kv_last_page_lens, batch, q.device)
+    rows, nhead, head_dim_qk = q.shape
+    page_size = kv_buffer.shape[1]
+    out = output_for(out, q, head_dim_v)
+    if lse is None and return_lse:
+        lse = torch.empty((rows, nhead), dtype=torch.float32, device=q.device)
+    check_lse(lse, rows, nhead, q.device)
+    if rows == 0:
+        return (out, lse) if return_lse and lse is not None else out
+    if kv_len is None and plan is None and not _traced(q):
+        kv_len = -(-kv_indices.numel() * page_size // max(batch, 1))
+    facts = (
+        q.device.type,
+        torch.get_num_threads(),
+        max(batch, 1),
+        nhead,
+        max_seqlen_q,
+        kv_len,
+        DTYPE_NAMES[q.dtype],
+        DTYPE_NAMES[kv_buffer.dtype],
+        page_size,
+        head_dim_qk,
+        head_dim_v,
+        batch_invariant,
+        "persistent" if plan is not None and route is None and not batch_invariant else route,
+        num_splits,
+    )
+    chosen, splits = _prepare(*facts)
+    if not torch.compiler.is_compiling() and logger.isEnabledFor(logging.INFO):
+        log_shape(
+            _shape(*facts),
+            route_mla_decode(_shape(*facts)),
+            q_shape=q.shape,
+            kv_shape=kv_buffer.shape,
+            o_shape=out.shape,
+            total_kv=kv_indices.numel(),
+            planned=plan is not None,
+        )
+    scale = head_dim_qk**-0.5 if sm_scale is None else float(sm_scale)
+    inputs = (q, kv_buffer, out, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens)
+    scales = (q_scale, kv_scale)
+    if chosen == "hk":
+        scratch = _splits(workspace, q, head_dim_v, splits, batch, max_seqlen_q)
+        torch.ops.hipdecode.mla_decode_hk(
+            *inputs, *scratch, *scales, max_seqlen_q, splits, scale, causal
+        )
+    else:
+        if plan is None:
+            plan = _own_plan(
+                workspace, q, kv_buffer, qo_indptr, kv_indptr, kv_last_page_lens,
+                max_seqlen_q, head_dim_v, causal,
+            )  # fmt: skip
+        check_plan(plan, batch, nhead, head_dim_v, max_seqlen_q, page_size, causal)
+        _launch_persistent(inputs, scales, plan, max_seqlen_q, scale, causal)
+    return (out, lse) if return_lse and lse is not None else out
+
+
+def _launch_persistent(
+    inputs: tuple[Tensor | None, ...],
+    scales: tuple[Tensor | None, Tensor | None],
+    plan: MlaPlan,
+    max_seqlen_q: int,
+    scale: float,
+    causal: bool,
+) -> None:
+    torch.ops.hipdecode.mla_decode_persistent(
+        *inputs,
+        plan.work_indptr,
+        plan.work_info_set,
+        plan.partial_output,
+        plan.partial_lse,
+        *scales,
+        max_seqlen_q,
+        scale,
+        causal,
+    )
+    if plan.clusters > 1:  # one cluster cuts nothing, so there is nothing to merge
+        torch.ops.hipdecode.mla_reduce(
+            plan.partial_output,
+            plan.partial_lse,
+            plan.reduce_indptr,
+            plan.reduce_final_map,
+            plan.reduce_partial_map,
+            inputs[2],
+            inputs[3],
+            max_seqlen_q,
+            0,
+        )
+
+
+def _shape(
+    family: str,
+    compute_units: int,
+    batch: int,
+    nhead: int,
+    q_len: int,
+    kv_len: int | None,
+    q_dtype: str,
+    kv_dtype: str,
+    page_size: int,
+    head_dim_qk: int,
+    head_dim_v: int,
+    batch_invariant: bool,
+    route: str | None,
+    num_splits: int | None,
+) -> DecodeShape:
+    return DecodeShape(
+        family=family,
+        compute_units=compute_units,
+        batch=batch,
+        nhead=nhead,
+        q_len=q_len,
+        kv_len=kv_len,
+        q_dtype=q_dtype,
+        kv_dtype=kv_dtype,
+        page_size=page_size,
+        head_dim_qk=head_dim_qk,
+        head_dim_v=head_dim_v,
+        batch_invariant=batch_invariant,
+        route=route,
+        num_splits=num_splits,
+    )
+
+
+@ops.constant_when_traced
+@lru_cache(maxsize=8192)
+def _prepare(*facts: object) -> tuple[str, int]:
+    """Routes and loads what the route launches; cached, so a warm call costs one lookup."""
+    shape = _shape(*facts)  # type: ignore[arg-type]
+    route = route_mla_decode(shape)
+    dims = f"{shape.head_dim_qk}-{shape.head_dim_v}-{shape.q_dtype}-{shape.kv_dtype}"
+    ops.ensure_kernel(f"mla_decode_{route.route}/{dims}")
+    if route.route == "persistent":
+        ops.ensure_kernel("mla_plan")
+        ops.ensure_kernel("mla_reduce")
+    return route.route, route.num_splits or 1
+
+
+def _splits(
+    workspace: Workspace | None,
+    q: Tensor,
+    head_dim_v: int,
+    num_splits: int,
+    batch: int,
+    max_seqlen_q: int,
+) -> SplitScratch | tuple[None, None, None]:
+    if num_splits == 1:
+        return None, None, None
+    rows, nhead, _ = q.shape
+    counters = batch * -(-max_seqlen_q * nhead // _ROW_TILE)
+    if workspace is None and torch.compiler.is_compiling():
+        return SplitScratch(
+            q.new_empty((rows * num_splits, nhead, head_dim_v), dtype=torch.float32),
+            q.new_empty((rows * num_splits, nhead), dtype=torch.float32),
+            q.new_zeros((counters,), dtype=torch.int32),
+        )
+    workspace = workspace or default_workspace(q.device)
+    return workspace.splits(rows, nhead, head_dim_v, num_splits, counters)
+
+
+def _own_plan(
+    workspace: Workspace | None,
+    q: Tensor,
+    kv_buffer: Tensor,
+    qo_indptr: Tensor,
+    kv_indptr: Tensor,
+    kv_last_page_lens: Tensor | None,
+    max_seqlen_q: int,
+    head_dim_v: int,
+    causal: bool,
+) -> MlaPlan:
+    """Plans in the workspace: the caller gave no plan, so every call makes the schedule anew."""
+    kept = None
+    nhead, page_size, batch = q.shape[1], kv_buffer.shape[1], qo_indptr.numel() - 1
+    traced = workspace is None and torch.compiler.is_compiling()
+    key = (batch, nhead, max_seqlen_q, head_dim_v, torch.get_num_threads())
+    if not traced:
+        workspace = workspace or default_workspace(q.device)
+        kept = workspace.plan(key)
+    plan = plan_mla_decode(
+        qo_indptr,
+        kv_indptr,
+        nhead=nhead,
+        max_seqlen_q=max_seqlen_q,
+        page_size=page_size,
+        kv_last_page_lens=kv_last_page_lens,
+        causal=causal,
+        head_dim_v=head_dim_v,
+        out=kept,
+    )
+    if kept is None and workspace is not None:
+        workspace.keep_plan(key, plan)
+    return plan
+
+
+def _traced(q: Tensor) -> bool:
+    """Whether this call will be replayed, so that lengths seen now mean nothing."""
+    if torch.compiler.is_compiling():
+        return True
+    return q.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def warmup(
+    *,
+    q_dtype: str = "bf16",
+    kv_dtype: str = "bf16",
+    head_dim_qk: int = 576,
+    head_dim_v: int = 512,
+) -> tuple[str, ...]:
+    """Loads, and builds where needed, every kernel that a decode of these types may launch.
+
+    Call it before capturing a graph and before the first request.
+
+    Args:
+        q_dtype: `bf16`, `fp16`, `fp8_e4m3fn` or `fp8_e4m3fnuz`.
+        kv_dtype: likewise.
+        head_dim_qk: columns of q and of the cache.
+        head_dim_v: leading columns of the cache that are V.
+
+    Returns:
+        The names of the kernels.
+
+    Raises:
+        BuildError: one of them could not be built.
+    """
+    dims = f"{head_dim_qk}-{head_dim_v}-{q_dtype}-{kv_dtype}"
+    names = (
+        f"mla_decode_hk/{dims}",
+        f"mla_decode_persistent/{dims}",
+        "mla_plan",
+        "mla_reduce",
+    )
+    for name in names:
+        ops.ensure_kernel(name)
+    return names

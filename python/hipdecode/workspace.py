@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""Scratch memory of decode calls: partial results, arrival counters and plans.
+
+A step must not allocate once it is warm. So scratch is kept between calls, one workspace per thread
+and device (or the caller's own), and grows only when a larger step comes, never inside a graph
+capture.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import NotWarmed, WorkspaceError
+from .plan import MlaPlan
+
+_MAX_PLANS = 16
+
+
+class SplitScratch(NamedTuple):
+    """What `mla_decode_hk` needs beside its output when contexts are split.
+
+    Attributes:
+        partial_output: [rows * num_splits, nhead, head_dim_v] fp32.
+        partial_lse: [rows * num_splits, nhead] fp32, natural log.
+        arrivals: [batch * row tiles] int32, zero between calls.
+    """
+
+    partial_output: Tensor
+    partial_lse: Tensor
+    arrivals: Tensor
+
+
+class Workspace:
+    """Scratch that decode calls share; not for two calls at once.
+
+    Args:
+        device: where the tensors live.
+        max_bytes: growing beyond this raises WorkspaceError; None for no bound.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", max_bytes: int | None = None) -> None:
+        """Starts empty."""
+        self.device = torch.device(device)
+        self.max_bytes = max_bytes
+        self._floats = torch.empty(0, dtype=torch.float32, device=self.device)
+        self._arrivals = torch.zeros(0, dtype=torch.int32, device=self.device)
+        self._splits: OrderedDict[tuple[int, ...], SplitScratch] = OrderedDict()
+        self._plans: OrderedDict[tuple[object, ...], MlaPlan] = OrderedDict()
+        _all.add(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, plans included."""
+        plans = sum(_plan_bytes(plan) for plan in self._plans.values())
+        return self._floats.nbytes + self._arrivals.nbytes + plans
+
+    def splits(
+        self, rows: int, nhead: int, head_dim_v: int, num_splits: int, counters: int
+    ) -> SplitScratch:
+        """Scratch for `rows` query rows in `num_splits` pieces.
+
+        Raises:
+            WorkspaceError: it would exceed max_bytes.
+            NotWarmed: it would have to grow during a graph capture.
+        """
+        key = (rows, nhead, head_dim_v, num_splits, counters)
+        found = self._splits.get(key)
+        if found is not None:
+            return found
+        values = rows * num_splits * nhead
+        if values * (head_dim_v + 1) > self._floats.numel():
+            self._splits.clear()
+            self._check_growth(values * (head_dim_v + 1) * 4)
+            self._floats = torch.empty(
+                values * (head_dim_v + 1), dtype=torch.float32, device=self.device
+            )
+        if counters > self._arrivals.numel():
+            self._splits.clear()
+            self._check_growth(counters * 4)
+            self._arrivals = torch.zeros(counters, dtype=torch.int32, device=self.device)
+        if len(self._splits) >= _MAX_PLANS:
+            self._splits.popitem(last=False)
+        split = values * head_dim_v
+        scratch = SplitScratch(
+            self._floats[:split].view(rows * num_splits, nhead, head_dim_v),
+            self._floats[split : split + values].view(rows * num_splits, nhead),
+            self._arrivals,
+        )
+        self._splits[key] = scratch
+        return scratch
+
+    def plan(self, key: tuple[object, ...]) -> MlaPlan | None:
+        """The plan kept under a key, most recently used last; None for a new key."""
+        found = self._plans.get(key)
+        if found is not None:
+            self._plans.move_to_end(key)
+        elif len(self._plans) >= _MAX_PLANS:
+            self._plans.popitem(last=False)
+        return found
+
+    def keep_plan(self, key: tuple[object, ...], plan: MlaPlan) -> None:
+        """Keeps a plan for the next call with this key.
+
+        Raises:
+            WorkspaceError: it would exceed max_bytes.
+        """
+        self._check_growth(_plan_bytes(plan))
+        self._plans[key] = plan
+
+    def _check_growth(self, more: int) -> None:
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise NotWarmed(
+                "workspace: expected enough memory from before the capture, got a larger step; "
+                "run the largest step once before capturing"
+            )
+        if self.max_bytes is not None and self.nbytes + more > self.max_bytes:
+            raise WorkspaceError(
+                f"workspace: expected at most {self.max_bytes} bytes, got a step that needs "
+                f"{self.nbytes + more}; raise max_bytes or lower num_splits"
+            )
+
+
+def _plan_bytes(plan: MlaPlan) -> int:
+    tensors = (plan.work_metadata_ptrs, plan.work_indptr, plan.work_info_set, plan.reduce_indptr)
+    tensors += (plan.reduce_final_map, plan.reduce_partial_map)
+    tensors += (plan.partial_output, plan.partial_lse)
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+class _PerThread(threading.local):
+    """Threads decode at once, so each has workspaces of its own."""
+
+    def __init__(self) -> None:
+        self.by_device: dict[tuple[str, int], Workspace] = {}
+
+
+_all: weakref.WeakSet[Workspace] = weakref.WeakSet()
+_mine = _PerThread()
+
+
+def default_workspace(device: torch.device) -> Workspace:
+    """This thread's persistent workspace for a device (on GPUs: for its current stream)."""
+    stream = torch.cuda.current_stream(device).stream_id if device.type == "cuda" else 0
+    key = (str(device), stream)
+    found = _mine.by_device.get(key)
+    if found is None:
+        found = _mine.by_device[key] = Workspace(device)
+    return found
+
+
+def workspace_bytes() -> int:
+    """Bytes held by all workspaces of this process."""
+    return sum(workspace.nbytes for workspace in _all)

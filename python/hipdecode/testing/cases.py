@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict, cast
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -53,7 +53,6 @@ class MlaInputs(TypedDict):
     causal: bool
     q_scale: Tensor | None
     kv_scale: Tensor | None
-    head_dim_v: NotRequired[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +137,7 @@ def make_inputs(case: Case) -> MlaInputs:
     """Builds the tensors of a case; equal cases give equal tensors.
 
     Returns:
-        The keyword arguments of one call. head_dim_v is present only where it is not 512.
+        The keyword arguments of one call.
     """
     gen = torch.Generator().manual_seed(case.seed)
     pages = [-(-n // case.page_size) for n in case.kv_lens]
@@ -156,7 +155,7 @@ def make_inputs(case: Case) -> MlaInputs:
         last_page_lens = torch.tensor(last, dtype=torch.int32)
     elif case.last_page_lens == "garbage":
         last_page_lens = torch.full((len(last),), 77, dtype=torch.int32)
-    inputs = MlaInputs(
+    return MlaInputs(
         q=q,
         kv_buffer=kv_buffer,
         qo_indptr=_prefix(list(case.q_lens)),
@@ -169,9 +168,6 @@ def make_inputs(case: Case) -> MlaInputs:
         q_scale=_scale(case.q_scale, case.scale_shape),
         kv_scale=_scale(case.kv_scale, case.scale_shape),
     )
-    if case.head_dim_v != 512:
-        inputs["head_dim_v"] = case.head_dim_v
-    return inputs
 
 
 def to_device(inputs: MlaInputs, device: torch.device | str) -> MlaInputs:

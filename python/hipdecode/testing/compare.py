@@ -8,12 +8,12 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from hipdecode.paths import configs_dir
 from hipdecode.testing import cases, reference
 from hipdecode.testing.reference import Attention
 
@@ -29,7 +29,7 @@ class Mismatch(AssertionError):
 @cache
 def tolerances() -> dict[str, Any]:
     """configs/tolerances.json; its `derivation` says what each number is."""
-    text = (Path(__file__).parents[3] / "configs" / "tolerances.json").read_text(encoding="utf-8")
+    text = (configs_dir() / "tolerances.json").read_text(encoding="utf-8")
     return cast("dict[str, Any]", json.loads(text))
 
 

@@ -206,15 +206,17 @@ def mla_decode(
     causal: bool = True,
     q_scale: Tensor | None = None,
     kv_scale: Tensor | None = None,
-    head_dim_v: int = 512,
+    head_dim_v: int | None = None,
 ) -> Attention:
     """The fp64 result of `hipdecode.mla_decode`; same arguments, same shapes, o and lse in float64.
 
     Row i of a request with Q query rows and S tokens sees keys j <= S - Q + i when causal, all keys
     otherwise. Requests without keys, rows that see none and rows past qo_indptr[-1] are 0 and -inf.
+    head_dim_v is 512 for keys of 512 columns or more, else 64, unless given.
     """
     del max_seqlen_q  # a launch shape, without influence on the result
     page_size = kv_buffer.shape[1]
+    head_dim_v = head_dim_v or default_head_dim_v(q.shape[-1])
     scale, value_scale = scales(q, kv_buffer, sm_scale, q_scale, kv_scale)
     result = Attention.blank(q.shape[0], q.shape[1], head_dim_v)
     result.written[:] = True
@@ -230,6 +232,11 @@ def mla_decode(
         part = attend(dequantise(q[first:last]), keys, visible, scale=scale, head_dim_v=head_dim_v)
         result.put(slice(first, last), scale_values(part, value_scale))
     return result
+
+
+def default_head_dim_v(head_dim_qk: int) -> int:
+    """Columns of V in a key of head_dim_qk columns: all but the rotary ones."""
+    return 512 if head_dim_qk >= 512 else 64
 
 
 def scales(
@@ -281,7 +288,7 @@ def walk_work(
     causal: bool = True,
     q_scale: Tensor | None = None,
     kv_scale: Tensor | None = None,
-    head_dim_v: int = 512,
+    head_dim_v: int | None = None,
 ) -> tuple[Attention, Attention]:
     """What the persistent kernel must write for a plan.
 
@@ -296,6 +303,7 @@ def walk_work(
         sees nothing of its range.
     """
     page_size = kv_buffer.shape[1]
+    head_dim_v = head_dim_v or default_head_dim_v(q.shape[-1])
     scale, value_scale = scales(q, kv_buffer, sm_scale, q_scale, kv_scale)
     partials = Attention.blank(partial_rows, q.shape[1], head_dim_v)
     direct = Attention.blank(q.shape[0], q.shape[1], head_dim_v)

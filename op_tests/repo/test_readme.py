@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: MIT
+"""What README.md tells people to type works: its commands, its Python, its links."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAGES = sorted(
+    p
+    for folder in (".", "csrc", "csrc/*", "configs/*", "op_tests")
+    for p in ROOT.glob(f"{folder}/*.md")
+    if ".venv" not in p.parts
+)
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)|<img src=\"([^\"]+)\"")
+INLINE_COMMAND = re.compile(r"`((?:hipdecode|make) [^`]+)`")
+
+
+def fences(page: Path, language: str) -> list[str]:
+    return [text for kind, text in FENCE.findall(page.read_text()) if kind == language]
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in the root of the checkout, on this checkout's Python files."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "python"), "COLUMNS": "400"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def hipdecode(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-m", "hipdecode.cli", *arguments)
+
+
+@cache
+def help_of(subcommand: str) -> str:
+    done = hipdecode(subcommand, "--help")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def console_sessions() -> list[tuple[str, list[str]]]:
+    """The `$ command` lines of console blocks, each with the output lines shown under it."""
+    sessions: list[tuple[str, list[str]]] = []
+    for block in fences(ROOT / "README.md", "console"):
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                sessions.append((line[2:], []))
+            else:
+                sessions[-1][1].append(line)
+    return sessions
+
+
+@pytest.mark.parametrize(("command", "shown"), console_sessions())
+def test_readme_console_command_prints_what_is_shown(command: str, shown: list[str]) -> None:
+    program, *arguments = shlex.split(command)
+    assert program == "hipdecode"
+    done = hipdecode(*arguments)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()
+    for got, expected in zip(printed, shown, strict=False):
+        if expected.strip() == "...":
+            return
+        assert got == expected
+    assert len(printed) == len(shown)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_make_targets_and_subcommands_exist(page: Path) -> None:
+    lines = [line.split("#")[0] for block in fences(page, "bash") for line in block.splitlines()]
+    commands = [*filter(str.strip, lines), *INLINE_COMMAND.findall(page.read_text())]
+    makefile = (ROOT / "Makefile").read_text()
+    for command in commands:
+        program, *arguments = command.split()
+        if program == "make":
+            assert re.search(rf"^{arguments[0]}:", makefile, re.MULTILINE), command
+        elif program == "hipdecode":
+            options = {a for a in arguments[1:] if a.startswith("--")}
+            assert not {o for o in options if o not in help_of(arguments[0])}, command
+
+
+def test_readme_python_runs() -> None:
+    done = run(sys.executable, "-c", "\n".join(fences(ROOT / "README.md", "python")))
+    assert done.returncode == 0, done.stderr
+
+
+def test_forty_line_decode_compiles() -> None:
+    (first, *_) = fences(ROOT / "csrc" / "kernels" / "README.md", "cpp")
+    flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-x", "c++", "-"]
+    compiler = os.environ.get("HIPDECODE_CXX", "g++").split()
+    done = subprocess.run(
+        [*compiler, *flags], input=first, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(first.splitlines()) <= 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    targets = [a or b for a, b in LINK.findall(page.read_text())]
+    local = [t for t in targets if not re.match(r"[a-z]+:", t)]
+    assert not [t for t in local if not (page.parent / t).exists()]
+
+
+def test_readme_names_every_setting() -> None:
+    settings = (ROOT / "python" / "hipdecode" / "settings.py").read_text()
+    assert set(re.findall(r"HIPDECODE_\w+", settings)) == set(re.findall(r"HIPDECODE_\w+", README))

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: MIT
+"""Routes: the published crossover, purity, the documented rules, head packing, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import timeit
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from hipdecode import settings
+from hipdecode.dispatch import (
+    FAMILIES,
+    INVARIANT_SPLITS,
+    DecodeShape,
+    Route,
+    auto_splits,
+    clear_route_cache,
+    route_mla_decode,
+)
+from hipdecode.errors import BadArgument, TableError, UnsupportedShape
+from hipdecode.support import DTYPE_PAIRS, HEAD_DIMS
+from hipdecode.tables import COLUMNS
+
+SEED = DecodeShape(
+    family="gfx950",
+    compute_units=256,
+    batch=8,
+    nhead=32,
+    q_len=4,
+    kv_len=4096,
+    q_dtype="fp8_e4m3fn",
+    kv_dtype="fp8_e4m3fn",
+)
+BF16 = dataclasses.replace(SEED, q_dtype="bf16", kv_dtype="bf16")
+quick = hypothesis_settings(max_examples=200, deadline=None)
+
+
+def route_of(shape: DecodeShape = SEED, **changes: object) -> Route:
+    return route_mla_decode(dataclasses.replace(shape, **changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder that stands in for configs/tuned."""
+    for family in FAMILIES:
+        (tmp_path / family).mkdir()
+    with settings.override(tables=tmp_path):
+        clear_route_cache()
+        yield tmp_path
+    clear_route_cache()
+
+
+@pytest.mark.parametrize(
+    ("batch", "kv_len", "route"),
+    [(8, 4096, "hk"), (8, 8192, "persistent"), (32, 1024, "hk"), (64, 512, "persistent")],
+)
+def test_route_matches_the_published_smoke_cases(batch: int, kv_len: int, route: str) -> None:
+    assert route_of(batch=batch, kv_len=kv_len).route == route
+
+
+def published_crossover(batch: int, kv_len: int) -> str:
+    """The rule as aiter#3003 words it."""
+    limits = ((8, 4096), (16, 2048), (32, 1024), (64, 256), (256, 64))
+    limit = next((kv for most, kv in limits if batch <= most), -1)
+    return "hk" if kv_len <= limit else "persistent"
+
+
+@quick
+@given(
+    batch=st.integers(1, 300),
+    kv_len=st.one_of(st.integers(0, 10000), st.sampled_from([64, 65, 256, 1024, 2049, 4097])),
+)
+def test_route_matches_the_published_crossover(batch: int, kv_len: int) -> None:
+    assert route_of(batch=batch, kv_len=kv_len).route == published_crossover(batch, kv_len)
+
+
+def test_route_carries_row_and_evidence() -> None:
+    route = route_of()
+    assert route.source == "configs/tuned/gfx950/mla_decode.csv:5"
+    assert route.reason.startswith(route.source)
+    assert (route.us, route.runner_up, route.runner_up_us) == (65.101, "persistent", 75.661)
+    assert "MI355X" in route.evidence
+    assert "aiter#3003" in route.evidence
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> DecodeShape:
+    q_dtype, kv_dtype = draw(st.sampled_from(DTYPE_PAIRS))
+    dims = draw(st.sampled_from(HEAD_DIMS))
+    return DecodeShape(
+        family=draw(st.sampled_from(FAMILIES)),
+        compute_units=draw(st.integers(1, 400)),
+        batch=draw(st.integers(1, 5000)),
+        nhead=draw(st.integers(1, 128)),
+        q_len=draw(st.integers(1, 16)),
+        kv_len=draw(st.none() | st.integers(0, 2_000_000)),
+        q_dtype=q_dtype,
+        kv_dtype=kv_dtype,
+        page_size=2 ** draw(st.integers(0, 7)),
+        head_dim_qk=dims[0],
+        head_dim_v=dims[1],
+        batch_invariant=draw(st.booleans()),
+    )
+
+
+@quick
+@given(shapes())
+def test_route_answers_every_supported_shape(shape: DecodeShape) -> None:
+    route = route_mla_decode(shape)
+    assert route == route_mla_decode.__wrapped__(dataclasses.replace(shape))
+    assert route.reason
+    assert (route.num_splits is None) == (route.route == "persistent")
+    assert route.num_splits is None or 1 <= route.num_splits <= 32
+    assert 0 <= route.padded_nhead - shape.nhead < 16
+    assert route.padded_nhead % 16 == 0
+    if shape.batch_invariant:
+        assert (route.route, route.num_splits) == ("hk", INVARIANT_SPLITS)
+    elif shape.kv_len is None:
+        assert route.route == "persistent"
+
+
+@quick
+@given(shapes())
+def test_route_is_not_changed_by_the_environment(shape: DecodeShape) -> None:
+    before = route_mla_decode(shape)
+    loud = settings.Settings.from_env(
+        {
+            "HIPDECODE_TARGET": "cpu-generic",
+            "HIPDECODE_CACHE_DIR": "/nowhere",
+            "HIPDECODE_NO_BUILD": "1",
+            "HIPDECODE_LOG": "3",
+            "HIPDECODE_DEBUG": "1",
+            "HIPDECODE_CXX": "false",
+            "AITER_ENABLE_EXPERIMENTAL": "1",
+        }
+    )
+    with settings.override(**dataclasses.asdict(loud)):
+        clear_route_cache()
+        assert route_mla_decode(shape) == before
+
+
+def test_route_reads_tables_of_the_override_folder(tables: Path) -> None:
+    row = "fp8_e4m3fn,fp8_e4m3fn,32,4,1,1,,0,,hk,3,,,,,,,,"
+    (tables / "gfx950" / "mla_decode.csv").write_text(",".join(COLUMNS) + "\n" + row + "\n")
+    route = route_of(batch=300, kv_len=10**6)
+    assert (route.route, route.num_splits) == ("hk", 3)
+    assert route.source == f"{tables / 'gfx950' / 'mla_decode.csv'}:2"
+    with pytest.raises(TableError, match=r"sm_90/mla_decode.csv: expected a readable table"):
+        route_of(family="sm_90")
+
+
+def test_route_is_cheap_when_cached() -> None:
+    route_mla_decode(SEED)
+    calls = 2000
+    best = min(timeit.repeat(lambda: route_mla_decode(SEED), number=calls, repeat=20)) / calls
+    assert best < 5e-6, f"{best * 1e6:.2f} us"  # about 0.6 us on an idle core
+
+
+def test_route_names_the_key_that_stood_in() -> None:
+    route = route_of(nhead=24)
+    assert route.route == "hk"
+    assert "nearest key of the table to fp8_e4m3fn/fp8_e4m3fn nhead 24 q_len 4" in route.reason
+    assert "measured for fp8_e4m3fn/fp8_e4m3fn nhead 32" in route.evidence
+
+
+@pytest.mark.parametrize(
+    ("batch", "route"), [(1, "persistent"), (511, "persistent"), (512, "hk"), (4096, "hk")]
+)
+def test_route_names_the_occupancy_rule_when_no_row_is_near(batch: int, route: str) -> None:
+    got = route_of(BF16, batch=batch)
+    assert got.route == route
+    assert got.reason.startswith("occupancy rule, since configs/tuned/gfx950/mla_decode.csv has")
+    assert (got.source, got.us) == ("", None)
+
+
+def test_route_says_when_the_gain_is_noise() -> None:
+    assert "taken as noise" in route_of(batch=64, kv_len=512).reason
+    assert "taken as noise" not in route_of().reason
+
+
+def test_route_is_persistent_when_the_context_is_unknown() -> None:
+    route = route_of(kv_len=None)
+    assert route.route == "persistent"
+    assert "capacity" in route.reason
+
+
+@pytest.mark.parametrize("batch", [1, 64, 1000])
+@pytest.mark.parametrize("kv_len", [None, 0, 100, 100000])
+def test_route_splits_alike_when_batch_invariant(batch: int, kv_len: int | None) -> None:
+    route = route_of(batch=batch, kv_len=kv_len, batch_invariant=True)
+    assert (route.route, route.num_splits) == ("hk", INVARIANT_SPLITS)
+    assert "batch_invariant" in route.reason
+
+
+def test_route_follows_the_caller() -> None:
+    assert route_of(route="persistent").route == "persistent"
+    assert route_of(route="hk", kv_len=8192).num_splits == 32
+    assert route_of(route="hk", kv_len=None).num_splits == INVARIANT_SPLITS
+    assert route_of(num_splits=5, kv_len=10**6).num_splits == 5
+    assert route_of(num_splits=5, kv_len=10**6).route == "hk"
+    assert "caller" in route_of(num_splits=5).reason
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows", "units", "kv_len", "splits"),
+    [
+        (1, 128, 256, 100_000, 32),
+        (8, 128, 256, 100_000, 32),
+        (16, 128, 256, 100_000, 16),
+        (16, 129, 256, 100_000, 8),
+        (100, 128, 256, 100_000, 3),
+        (256, 128, 256, 100_000, 1),
+        (8, 128, 256, 4096, 16),
+        (8, 128, 256, 1023, 3),
+        (8, 128, 256, 255, 1),
+        (8, 128, 256, 0, 1),
+        (1, 16, 2, 100_000, 2),
+    ],
+)
+def test_auto_splits_fill_units_with_pieces_worth_it(
+    batch: int, rows: int, units: int, kv_len: int, splits: int
+) -> None:
+    got = auto_splits(batch=batch, nhead=rows, q_len=1, compute_units=units, kv_len=kv_len)
+    assert got == splits
+
+
+@pytest.mark.parametrize(
+    ("nhead", "q_len", "padded", "packing"),
+    [
+        (32, 4, 32, "rows = nhead 32 x q_len 4 = 128 -> 8 tiles of 16, none masked"),
+        (4, 1, 16, "rows = nhead 4 x q_len 1 = 4 -> 1 tile of 16, 12 masked"),
+        (4, 4, 16, "rows = nhead 4 x q_len 4 = 16 -> 1 tile of 16, none masked"),
+        (17, 3, 32, "rows = nhead 17 x q_len 3 = 51 -> 4 tiles of 16, 13 masked"),
+        (128, 16, 128, "rows = nhead 128 x q_len 16 = 2048 -> 128 tiles of 16, none masked"),
+    ],
+)
+def test_route_says_how_heads_are_packed(nhead: int, q_len: int, padded: int, packing: str) -> None:
+    route = route_of(nhead=nhead, q_len=q_len)
+    assert (route.padded_nhead, route.packing) == (padded, packing)
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing", "use"),
+    [
+        ({"nhead": 129}, "nhead=129", "nhead=128"),
+        ({"q_len": 17}, "q_len=17", "q_len=16"),
+        ({"page_size": 24}, "page_size=24", "page_size=32"),
+        ({"page_size": 0}, "page_size=0", "page_size=1"),
+        ({"page_size": 4096}, "page_size=4096", "page_size=1024"),
+        ({"head_dim_qk": 192}, "head_dims=192/512", "head_dims=576/512"),
+        ({"q_dtype": "fp32"}, "dtypes=fp32/fp8_e4m3fn", "dtypes=fp8_e4m3fn/fp8_e4m3fn"),
+        ({"kv_dtype": "bf16"}, "dtypes=fp8_e4m3fn/bf16", "dtypes=bf16/bf16"),
+        ({"q_dtype": "bf16", "kv_dtype": "fp4"}, "dtypes=bf16/fp4", "dtypes=bf16/bf16"),
+        ({"nhead": 500, "q_len": 99}, "nhead=500, q_len=99", "nhead=128, q_len=16"),
+    ],
+)
+def test_route_refuses_with_three_lists(changes: dict[str, object], missing: str, use: str) -> None:
+    with pytest.raises(UnsupportedShape) as error:
+        route_of(**changes)
+    first, required, supported, last = str(error.value).splitlines()
+    assert first.endswith(f"got {missing}; use {use}")
+    assert missing.split(", ")[0] in required
+    assert "nhead 1..128; q_len 1..16; dtypes bf16/bf16" in supported
+    assert last == f"  missing:   {missing}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"family": "gfx1100"}, "family: expected one of cpu gfx950 gfx942 sm_90, got gfx1100"),
+        ({"batch": 0}, "batch: expected at least 1, got 0"),
+        ({"nhead": 0}, "nhead: expected at least 1, got 0"),
+        ({"compute_units": 0}, "compute_units: expected at least 1, got 0"),
+        ({"kv_len": -1}, "kv_len: expected tokens >= 0 or None, got -1"),
+        ({"route": "asm"}, "route: expected one of hk persistent, got asm"),
+        ({"num_splits": 0}, "num_splits: expected at least 1, got 0"),
+        ({"route": "persistent", "num_splits": 2}, "route: expected hk with num_splits=2"),
+        ({"route": "persistent", "batch_invariant": True}, "route: expected hk with batch_inv"),
+    ],
+)
+def test_route_refuses_arguments_without_sense(changes: dict[str, object], complaint: str) -> None:
+    with pytest.raises(BadArgument) as error:
+        route_of(**changes)
+    assert str(error.value).startswith(complaint)

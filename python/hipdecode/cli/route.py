@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""`hipdecode route`: which kernel a shape goes to, and why. Needs no device and no compiler."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import click
+
+from hipdecode import target as targets
+from hipdecode.dispatch import DecodeShape, Route, route_mla_decode
+from hipdecode.models import find_model, split_dtypes
+from hipdecode.tables import gain_pct
+
+
+@click.command()
+@click.option("--target", "target_name", default=None, help="Target, default this machine's.")
+@click.option("--model", default=None, help="Named shape that gives the defaults of the rest.")
+@click.option("--nhead", type=int, default=None, help="Query heads of this rank. [128]")
+@click.option("--q-len", type=int, default=None, help="Query tokens per request. [1]")
+@click.option("--batch", type=int, required=True, help="Requests.")
+@click.option("--kv-len", type=int, default=None, help="Average context in tokens; none: unknown.")
+@click.option("--dtype", default=None, help="bf16, fp16, fp8, ... or q/kv such as bf16/fp8. [bf16]")
+@click.option("--q-dtype", default=None, help="Dtype of q, over --dtype.")
+@click.option("--kv-dtype", default=None, help="Dtype of the KV cache, over --dtype.")
+@click.option("--page-size", type=int, default=None, help="Tokens per page. [1]")
+@click.option("--head-dims", default=None, help="head_dim_qk/head_dim_v. [576/512]")
+@click.option("--compute-units", type=int, default=None, help="Default: those of the target.")
+@click.option("--num-splits", type=int, default=None, help="The caller's own split count.")
+@click.option("--batch-invariant", is_flag=True, help="Bits independent of other requests.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    *,
+    target_name: str | None,
+    model: str | None,
+    nhead: int | None,
+    q_len: int | None,
+    batch: int,
+    kv_len: int | None,
+    dtype: str | None,
+    q_dtype: str | None,
+    kv_dtype: str | None,
+    page_size: int | None,
+    head_dims: str | None,
+    compute_units: int | None,
+    num_splits: int | None,
+    batch_invariant: bool,
+    as_json: bool,
+) -> None:
+    """Explain which kernel a shape is routed to, and why."""
+    target = targets.resolve(target_name)
+    named = find_model(model) if model else None
+    both = split_dtypes(dtype) if dtype else named.dtypes[0] if named else ("bf16", "bf16")
+    default_dims = (named.head_dim_qk, named.head_dim_v) if named else (576, 512)
+    dims = _parse_dims(head_dims) if head_dims else default_dims
+    shape = DecodeShape(
+        family=target.family,
+        compute_units=compute_units or target.compute_units(),
+        batch=batch,
+        nhead=_first(nhead, named.nhead if named else 128),
+        q_len=_first(q_len, named.q_len[0] if named else 1),
+        kv_len=kv_len,
+        q_dtype=target.dtype(q_dtype or both[0]),
+        kv_dtype=target.dtype(kv_dtype or both[1]),
+        page_size=_first(page_size, named.page_size if named else 1),
+        head_dim_qk=dims[0],
+        head_dim_v=dims[1],
+        batch_invariant=batch_invariant,
+        num_splits=num_splits,
+    )
+    route = route_mla_decode(shape)
+    click.echo(_as_json(shape, route) if as_json else explain(shape, route))
+
+
+def explain(shape: DecodeShape, route: Route) -> str:
+    """Return the answer for people: the route on the first line, then one labelled line each."""
+    if route.num_splits is None:
+        splits = "from the plan of the whole batch"
+    else:
+        splits = f"{route.num_splits} per request ({shape.compute_units} compute units)"
+    lines = [
+        ("why", route.reason),
+        ("heads", f"nhead {shape.nhead} -> {route.padded_nhead}; {route.packing}"),
+        ("splits", splits),
+        ("time", f"{route.us:.1f} us ({route.evidence})" if route.us else _no_time(route)),
+        ("runner-up", _runner_up(route)),
+    ]
+    return "\n".join([route.route, *(f"  {label + ':':<11}{text}" for label, text in lines)])
+
+
+def _no_time(route: Route) -> str:
+    return f"none ({route.evidence})" if route.evidence else "none: no row decided"
+
+
+def _runner_up(route: Route) -> str:
+    if route.runner_up is None:
+        return "none on record"
+    gain = gain_pct(route.us, route.runner_up_us)
+    if gain is None:
+        return f"{route.runner_up}, without a time"
+    word = "less" if gain >= 0 else "more"
+    share = f"{route.route} takes {abs(gain):.1f} % {word}"
+    return f"{route.runner_up} {route.runner_up_us:.1f} us ({share})"
+
+
+def _as_json(shape: DecodeShape, route: Route) -> str:
+    facts = {"route": route.route, "shape": dataclasses.asdict(shape)}
+    return json.dumps(facts | dataclasses.asdict(route), indent=2)
+
+
+def _parse_dims(text: str) -> tuple[int, int]:
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdecimal() and second.isdecimal()):
+        raise click.BadParameter(f"expected head_dim_qk/head_dim_v, got {text}")
+    return int(first), int(second)
+
+
+def _first(given: int | None, default: int) -> int:
+    return default if given is None else given

@@ -235,6 +235,13 @@ struct Totals {
   }
 };
 
+/// A cut here is not worth its merge, or leaves no key at all (trimmed, or an empty last page).
+TILE_FN bool leaves_too_little(const MlaPlanParams& p, const Config& config, const Cursor& at,
+                               int64_t page_end) {
+  if (config.page_size > 1) return at.tokens_after(page_end) < 1;
+  return at.pages() - page_end < (p.max_seqlen_qo >= 1 ? config.max_qlen : at.request().qlen);
+}
+
 /// Planner v1_2. A work costs its blocks plus `overhead`. Every cluster but the last takes at least
 /// ceil(total / budget) of the line (a cut costs one overhead more, which the payload includes), so
 /// the line ends with cluster `budget` at the latest.
@@ -257,9 +264,7 @@ TILE_FN void plan_balanced(const MlaPlanParams& p, const Config& config) {
       const int64_t take = min64(room - config.overhead, rest);
       const int64_t page_begin = done * config.granularity;
       const int64_t page_end = page_begin + take * config.granularity;
-      // A cut that leaves next to nothing (or, trimmed, less than nothing) is not worth its merge.
-      const int64_t min_tail = p.max_seqlen_qo >= 1 ? config.max_qlen : at.request().qlen;
-      ends = ends || (config.page_size == 1 && at.pages() - page_end < min_tail);
+      ends = ends || leaves_too_little(p, config, at, page_end);
       if (ends || out.pieces_left() < 2) {
         if (done > 0) {
           out.emit_piece(at, page_begin, at.pages());

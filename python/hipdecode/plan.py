@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hipdecode.errors import BadArgument, WorkspaceError
+from . import ops
+from .errors import BadArgument, WorkspaceError
 
 TILE_ROWS = 128
 """(query token x head) rows of one work at most, on every target and for every dtype."""
@@ -271,15 +272,9 @@ def _allocate(need: _Bounds, nhead: int, head_dim_v: int, device: torch.device) 
     return ptrs, work_indptr, info, reduce_indptr, final_map, partial_map, output, lse
 
 
-def _buffers(plan: MlaPlan) -> _Buffers:
-    metadata = (plan.work_metadata_ptrs, plan.work_indptr, plan.work_info_set)
-    reduce = (plan.reduce_indptr, plan.reduce_final_map, plan.reduce_partial_map)
-    return *metadata, *reduce, plan.partial_output, plan.partial_lse
-
-
-def _check_reuse(
+def _reuse(
     out: MlaPlan, need: _Bounds, nhead: int, head_dim_v: int, device: torch.device
-) -> None:
+) -> _Buffers:
     if out.work_indptr.device != device:
         raise WorkspaceError(f"out: expected a plan on {device}, got {out.work_indptr.device}")
     shape = list(out.partial_output.shape)
@@ -295,6 +290,9 @@ def _check_reuse(
     ):
         if have < want:
             raise WorkspaceError(f"out.{name}: expected {want} or more, got {have}; plan anew")
+    metadata = (out.work_metadata_ptrs, out.work_indptr, out.work_info_set)
+    reduce = (out.reduce_indptr, out.reduce_final_map, out.reduce_partial_map)
+    return *metadata, *reduce, out.partial_output, out.partial_lse
 
 
 def plan_mla_decode(
@@ -371,11 +369,10 @@ def plan_mla_decode(
     )
     facts = (batch, nhead, max_seqlen_q, page_size, causal, intra_batch_mode, num_kv_splits)
     if out is None:
-        buffers = _allocate(need, nhead, head_dim_v, device)
+        plan = MlaPlan(*_allocate(need, nhead, head_dim_v, device), *facts)
     else:
-        _check_reuse(out, need, nhead, head_dim_v, device)
-        buffers = _buffers(out)
-    plan = MlaPlan(*buffers, *facts)
+        plan = MlaPlan(*_reuse(out, need, nhead, head_dim_v, device), *facts)
+    ops.ensure_kernel("mla_plan")
     torch.ops.hipdecode.mla_plan(
         qo_indptr,
         kv_indptr,

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: MIT
+"""The planner: its schedule against a plain reference, its invariants, its limits."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from plan_reference import Schedule, Step, ceil_div, plan, request_tokens
+from torch import Tensor
+
+from hipdecode import MlaPlan, plan_mla_decode
+
+GUARD = 7
+SENTINEL = -123456789
+CHECKED = settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+def int32(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def prefix(values: list[int]) -> Tensor:
+    return int32([0, *itertools.accumulate(values)])
+
+
+def planned(step: Step, **more: Any) -> MlaPlan:
+    return plan_mla_decode(
+        prefix(step.qlens),
+        prefix(step.pages),
+        nhead=step.nhead,
+        max_seqlen_q=step.max_seqlen_q,
+        page_size=step.page_size,
+        kv_last_page_lens=None if step.last is None else int32(step.last),
+        causal=step.causal,
+        compute_units=None if "out" in more else step.clusters,
+        max_split_per_batch=step.max_split_per_batch,
+        intra_batch_mode=step.intra_batch_mode,
+        num_kv_splits=step.num_kv_splits,
+        kv_granularity=step.kv_granularity,
+        topk=step.topk,
+        head_dim_v=1,
+        **more,
+    )
+
+
+@st.composite
+def steps(draw: st.DrawFn, *, sparse: bool = False) -> Step:
+    batch = draw(st.integers(0, 40))
+    max_q = draw(st.integers(1, 16))
+    page_size = draw(st.sampled_from([1, 16, 64]))
+    longest = draw(st.sampled_from([4, 70, 600, 5000])) // page_size + 1
+    if sparse:
+        qlens = [max_q] * batch
+    else:
+        qlens = draw(st.lists(st.integers(0, max_q), min_size=batch, max_size=batch))
+    sizes = st.integers(0, longest) | st.just(0)
+    pages = draw(st.lists(sizes, min_size=batch, max_size=batch))
+    lasts = st.none() | st.lists(st.integers(0, page_size), min_size=batch, max_size=batch)
+    return Step(
+        qlens=qlens,
+        pages=pages,
+        last=draw(lasts),
+        nhead=draw(st.sampled_from([1, 2, 8, 16, 32, 48, 128]) | st.integers(1, 128)),
+        max_seqlen_q=max_q,
+        page_size=page_size,
+        kv_granularity=draw(st.sampled_from([1, 4, 16, 64])),
+        clusters=draw(st.integers(1, 64)),
+        causal=draw(st.booleans()),
+        intra_batch_mode=draw(st.booleans()),
+        num_kv_splits=draw(st.sampled_from([1, 2, 32])),
+        max_split_per_batch=draw(st.sampled_from([-1, 1, 2, 32])),
+        topk=draw(st.integers(0, 2048)) if sparse else -1,
+    )
+
+
+def assert_matches(got: MlaPlan, want: Schedule) -> None:
+    works, tiles, partials = len(want.works), len(want.tiles), len(want.partial_map)
+    assert works <= got.work_info_set.shape[0]
+    assert partials <= got.reduce_partial_map.numel()
+    assert tiles <= got.reduce_final_map.shape[0]
+    assert got.work_indptr.tolist() == want.work_indptr
+    assert [tuple(w) for w in got.work_info_set[:works].tolist()] == want.works
+    tail = [partials] * (got.reduce_indptr.numel() - tiles - 1)
+    assert got.reduce_indptr.tolist() == want.reduce_indptr + tail
+    assert got.reduce_partial_map[:partials].tolist() == want.partial_map
+    assert [tuple(t) for t in got.reduce_final_map[:tiles].tolist()] == want.final_map
+
+
+def visible(step: Step, want: Schedule) -> dict[int, int]:
+    """Keys that each query row sees, from its request's lengths alone."""
+    out = {}
+    row = 0
+    for b, qlen in enumerate(step.qlens):
+        for i in range(qlen):
+            tokens = request_tokens(step, b)
+            if step.topk >= 0:
+                out[row] = min(tokens, step.topk)
+            else:
+                out[row] = max(tokens - (qlen - 1 - i), 0) if step.causal else tokens
+            row += 1
+    return out
+
+
+def covered(step: Step, works: list[list[int]]) -> dict[int, list[tuple[int, int]]]:
+    """Token ranges that the works give each row, as a decode kernel reads them."""
+    first_row = [0, *itertools.accumulate(step.qlens)]
+    first_page = [0, *itertools.accumulate(step.pages)]
+    out = defaultdict(list)
+    for batch, _, q0, q1, kv0, kv1, offset, _ in works:
+        qlen = step.qlens[batch]
+        assert first_row[batch] <= q0 < q1 <= first_row[batch + 1]
+        assert (q1 - q0) * step.nhead <= 128
+        assert kv0 <= kv1
+        assert offset >= 0
+        for row in range(q0, q1):
+            base = row * step.topk if step.topk >= 0 else first_page[batch]
+            tokens = request_tokens(step, batch)
+            if step.topk >= 0:
+                tokens = min(tokens, step.topk)
+            end = min((kv1 - base) * step.page_size, tokens)
+            i = row - first_row[batch]
+            hidden = qlen - 1 - i if step.causal or step.topk >= 0 else 0
+            stop = min(end, end + offset - hidden)
+            out[row].append(((kv0 - base) * step.page_size, max(stop, 0)))
+    return out
+
+
+def assert_covers_once(step: Step, got: MlaPlan, want: Schedule) -> None:
+    works = got.work_info_set[: int(got.work_indptr[-1])].tolist()
+    ranges = covered(step, works)
+    for row, keys in visible(step, want).items():
+        spans = sorted((a, b) for a, b in ranges[row] if a < b)
+        assert ranges[row], f"row {row} has no work that writes it"
+        assert sum(b - a for a, b in spans) == keys, f"row {row}: {spans} for {keys} keys"
+        assert all(x[1] == y[0] for x, y in itertools.pairwise(spans))
+        assert not spans or spans[0][0] == 0
+
+
+def assert_partials_are_disjoint(got: MlaPlan) -> None:
+    rows = set()
+    parts = defaultdict(list)
+    for _, partial, q0, q1, *_ in got.work_info_set[: int(got.work_indptr[-1])].tolist():
+        if partial >= 0:
+            mine = range(partial, partial + q1 - q0)
+            assert rows.isdisjoint(mine)
+            rows.update(mine)
+            parts[q0, q1].append(partial)
+    assert max(rows, default=0) < got.partial_output.shape[0]
+    indptr = got.reduce_indptr.tolist()
+    merged = {}
+    for tile, (begin, end) in enumerate(itertools.pairwise(indptr)):
+        if end - begin > 1:
+            q0, q1 = got.reduce_final_map[tile].tolist()
+            merged[q0, q1] = got.reduce_partial_map[begin:end].tolist()
+    assert merged == parts
+
+
+@CHECKED
+@given(step=steps() | steps(sparse=True))
+def test_plan_matches_reference(step: Step) -> None:
+    assert_matches(planned(step), plan(step))
+
+
+@CHECKED
+@given(step=steps() | steps(sparse=True))
+def test_plan_covers_each_visible_key_once(step: Step) -> None:
+    got = planned(step)
+    assert_covers_once(step, got, plan(step))
+    assert_partials_are_disjoint(got)
+
+
+@CHECKED
+@given(step=steps().filter(lambda step: not step.intra_batch_mode))
+def test_plan_gives_no_cluster_more_than_its_payload(step: Step) -> None:
+    got, want = planned(step), plan(step)
+    overhead = max(1, ceil_div(16, step.page_size))
+    # A cut that would leave fewer than max_seqlen_q tokens, or an empty page, is not made.
+    tail = 2 * step.max_seqlen_q if step.page_size == 1 else 1
+    merged = ceil_div(tail, step.kv_granularity)
+    info = got.work_info_set.tolist()
+    for begin, end in itertools.pairwise(got.work_indptr.tolist()):
+        cost = sum(
+            ceil_div(kv1 - kv0, step.kv_granularity) + overhead
+            for *_, kv0, kv1, _, _ in info[begin:end]
+        )
+        assert cost <= want.payload + merged
+
+
+HAND_MADE = {
+    "one-long": Step([1], [4096], clusters=4),
+    "cut-in-three": Step([1, 1, 1], [100, 5000, 3], clusters=3, kv_granularity=1),
+    "two-rows-of-tiles": Step([4, 2, 3], [900, 0, 2], nhead=128, max_seqlen_q=4),
+    "odd-heads": Step([5], [333], nhead=48, max_seqlen_q=5, clusters=5),
+    "pages": Step([2, 2], [7, 20], [3, 64], page_size=64, kv_granularity=1, max_seqlen_q=2),
+    "empty-batch": Step([], []),
+    "all-padding": Step([1] * 5, [0] * 5),
+    "no-queries": Step([0, 2, 0], [50, 60, 70], max_seqlen_q=2),
+    "intra-one": Step([1], [800], intra_batch_mode=True),
+    "intra-tail": Step([1], [2 * 196 + 3], intra_batch_mode=True, kv_granularity=1, clusters=2),
+}
+
+
+@pytest.mark.parametrize("name", HAND_MADE)
+def test_plan_matches_reference_on_hand_made_steps(name: str) -> None:
+    assert_matches(planned(HAND_MADE[name]), plan(HAND_MADE[name]))
+
+
+def test_plan_is_as_worked_out_on_paper() -> None:
+    # 2 tiles on 2 clusters: blocks 4 + 2, each with 16 of overhead: 38 / 2 + 16 = 35 per cluster.
+    # Cluster 0 takes tile 0 (20) and has 15 left, not enough to start tile 1.
+    got = planned(Step([1, 1], [64, 20], clusters=2))
+    assert got.work_indptr.tolist() == [0, 1, 2]
+    assert got.work_info_set[:2].tolist() == [
+        [0, -1, 0, 1, 0, 64, 0, 0],
+        [1, -1, 1, 2, 64, 84, 0, 0],
+    ]
+    assert got.reduce_indptr.tolist() == [0, 0, 0]
+    # One request of 64 blocks on 2 clusters: 80 / 2 + 16 = 56 per cluster, so the cut is at 40.
+    got = planned(Step([1], [1024], clusters=2))
+    assert got.work_info_set[:2].tolist() == [
+        [0, 0, 0, 1, 0, 640, 384, 0],
+        [0, 1, 0, 1, 640, 1024, 0, 0],
+    ]
+    assert got.reduce_indptr.tolist() == [0, 2]
+    assert got.reduce_final_map.tolist() == [[0, 1]]
+    assert got.reduce_partial_map[:2].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("intra_batch_mode", [False, True])
+def test_plan_gives_a_work_to_requests_without_keys(intra_batch_mode: bool) -> None:
+    got = planned(Step([1, 1, 1], [0, 500, 0], intra_batch_mode=intra_batch_mode))
+    works = got.work_info_set[: int(got.work_indptr[-1])].tolist()
+    assert [0, -1, 0, 1, 0, 0, 0, 0] in works
+    assert [2, -1, 2, 3, 500, 500, 0, 0] in works
+
+
+def test_plan_uses_uniform_query_length_without_qo_indptr() -> None:
+    step = Step([3] * 4, [100, 2000, 0, 7], max_seqlen_q=3)
+    want = planned(step)
+    got = plan_mla_decode(
+        int32([SENTINEL] * 5),
+        prefix(step.pages),
+        nhead=step.nhead,
+        max_seqlen_q=3,
+        compute_units=step.clusters,
+        uni_seqlen_qo=3,
+    )
+    assert torch.equal(got.work_indptr, want.work_indptr)
+    works = int(got.work_indptr[-1])
+    assert torch.equal(got.work_info_set[:works], want.work_info_set[:works])
+
+
+def test_plan_ignores_last_page_lens_when_page_size_is_1() -> None:
+    step = Step([1, 1], [300, 40], [300, 40])
+    assert_matches(planned(step), plan(Step([1, 1], [300, 40])))
+
+
+def test_plan_writes_the_addresses_of_its_work_list() -> None:
+    got = planned(Step([1], [10]))
+    words = got.work_metadata_ptrs.view(torch.int64).tolist()
+    assert words == [got.work_indptr.data_ptr(), got.work_info_set.data_ptr()]
+
+
+@pytest.mark.parametrize("intra_batch_mode", [False, True])
+def test_plan_reuses_the_buffers_of_out(intra_batch_mode: bool) -> None:
+    mode = {"intra_batch_mode": intra_batch_mode, "clusters": 6}
+    big = Step([4] * 9, [700] * 9, max_seqlen_q=4, **mode)
+    first = planned(big)
+    for step in (Step([1, 1], [0, 3000], **mode), Step([2, 4], [9, 8], max_seqlen_q=4, **mode)):
+        again = planned(step, out=first)
+        assert again.work_info_set.data_ptr() == first.work_info_set.data_ptr()
+        assert again.partial_output is first.partial_output
+        assert (again.batch, again.max_seqlen_q) == (2, step.max_seqlen_q)
+        assert_matches(again, plan(step))

@@ -44,7 +44,7 @@ def main() -> None:
                     "hipdecode._C",
                     [str(path.relative_to(ROOT)) for path in sources],
                     include_dirs=[str(ROOT / "csrc")],
-                    extra_compile_args=["-std=c++20", "-O2", "-Wall", "-Wextra"],
+                    extra_compile_args=["-std=c++20", "-O2", "-g0", "-Wall", "-Wextra"],
                     extra_link_args=["-ldl"],
                     py_limited_api=True,
                 )

@@ -33,12 +33,13 @@ CONDITIONAL = re.compile(r"^\s*#\s*(if|ifdef|ifndef|elif)\b", re.MULTILINE)
 LAYERS = [
     {"errors", "settings", "paths"},
     {"target"},
-    {"registry", "tables"},
+    {"registry", "tables", "models"},
     {"support"},
     {"jit", "dispatch"},
     {"ops"},
-    {"plan", "workspace"},
-    {"decode"},
+    {"plan"},
+    {"arguments", "workspace"},
+    {"decode", "reduce"},
     {"__init__"},
     {"testing", "demo", "cli"},
 ]

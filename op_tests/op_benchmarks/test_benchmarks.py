@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: MIT
+"""The benchmark scripts run from a checkout, stay within their bounds and write what they print."""
+
+import csv
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hipdecode.errors import BadArgument
+from hipdecode.testing import bench_plot, timing
+from hipdecode.testing.bench_case import DecodeCase
+from hipdecode.testing.bench_report import Oracle
+from hipdecode.testing.peers import BlockTableKernel, TokenPoolKernel, load_peer
+from hipdecode.testing.torch_peers import torch_peers
+
+HIP = Path(__file__).parent / "hip"
+BOUNDS = ("--max-kv-tokens", "2000")
+
+
+def run_script(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(HIP / name), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_bench_hk_mla_decode_writes_gain_machine_and_commit(tmp_path: Path) -> None:
+    out = tmp_path / "grid.csv"
+    options = ("--batch-sizes", "1,3", "--ctx-lens", "21,512,1200", "--warmup", "1", "--iters", "3")
+    ran = run_script("bench_hk_mla_decode.py", *options, *BOUNDS, "--csv", str(out))
+    assert ran.returncode == 0, ran.stderr
+    rows = read_rows(out)
+    assert [(row["batch"], row["ctx"]) for row in rows] == [
+        ("1", "21"), ("1", "512"), ("1", "1200"), ("3", "21"), ("3", "512"),
+    ]  # fmt: skip
+    for row in rows:
+        gain = 100 * (1 - float(row["hk_us"]) / float(row["persistent_us"]))
+        assert math.isclose(gain, float(row["gain_pct"]), abs_tol=0.05)
+        assert row["machine"]
+        assert row["commit"]
+        assert re.match(r"\d{4}-\d\d-\d\dT", row["date"])
+    assert "skipped, above --max-kv-tokens 2000: 3x1200" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "batches"),
+    [
+        ("t_s,batch,kv_lens\n30,3,100 2 31\n60,1,64\n", [("3", "45"), ("1", "64")]),
+        ("context_tokens,generated_tokens\n70,1\n70,2\n", [("2", "70"), ("1", "70")]),
+    ],
+    ids=["kv_lens", "context_tokens"],
+)
+def test_bench_hk_mla_decode_draws_ragged_batches_from_a_trace(
+    tmp_path: Path, text: str, batches: list[tuple[str, str]]
+) -> None:
+    trace, out = tmp_path / "trace.csv", tmp_path / "out.csv"
+    trace.write_text(text)
+    options = ("--trace", str(trace), "--batch-sizes", "2,1", "--iters", "3", "--csv", str(out))
+    ran = run_script("bench_hk_mla_decode.py", *options, *BOUNDS)
+    assert ran.returncode == 0, ran.stderr
+    assert [(row["batch"], row["ctx"]) for row in read_rows(out)] == batches
+
+
+def test_bench_hk_mla_decode_refuses_a_trace_without_lengths(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("tokens\n70\n")
+    ran = run_script("bench_hk_mla_decode.py", "--trace", str(trace))
+    assert ran.returncode != 0
+    assert "expected a column kv_lens or context_tokens" in ran.stderr
+
+
+def test_compare_hk_mla_h32_reference_holds_the_bounds(tmp_path: Path) -> None:
+    out = tmp_path / "distances.csv"
+    options = ("--shapes", "1x512,2x2048", *BOUNDS, "--csv", str(out))
+    ran = run_script("compare_hk_mla_h32_reference.py", *options)
+    assert ran.returncode == 0, ran.stderr
+    (row,) = read_rows(out)
+    assert (row["batch"], row["ctx"], row["total_kv"]) == ("1", "512", "512")
+    assert float(row["hk_persistent_cosine_distance"]) <= 0.0018
+    assert float(row["hk_reference_cosine_distance"]) <= 0.000135
+    assert "skipped" in ran.stdout
+
+
+def test_bench_times_both_routes_beside_peers_and_plots_them(tmp_path: Path) -> None:
+    out, png = tmp_path / "bench.csv", tmp_path / "bench.png"
+    bench = [sys.executable, "-m", "hipdecode.cli", "bench"]
+    options = ["--shapes", "1x64,1x300", "--routes", "hk,persistent", "--peers", "--iters", "3"]
+    options += ["--peak-gflops", "100", "--csv", str(out)]
+    where = HIP.parents[2] / "python"
+    ran = subprocess.run([*bench, *options], capture_output=True, text=True, cwd=where, check=False)
+    assert ran.returncode == 0, ran.stderr
+    rows = read_rows(out)
+    names = {row["contender"] for row in rows}
+    assert {"hipdecode_hk", "hipdecode_persistent", "torch_fp32", "sdpa_bf16_rows"} <= names
+    assert all(float(row["ratio"]) == 1 for row in rows if row["contender"] == "hipdecode_hk")
+    pytest.importorskip("matplotlib", reason="a machine with matplotlib draws the plot")
+    bench_plot.draw(bench_plot.read(out), png)
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("kv_dtype", ["bf16", "fp8_e4m3fn", "fp8_e4m3fnuz"])
+@pytest.mark.parametrize("q_len", [1, 4])
+@pytest.mark.parametrize("peer", torch_peers(), ids=lambda peer: peer.name)
+def test_torch_peers_agree_with_the_oracle(peer: object, q_len: int, kv_dtype: str) -> None:
+    # 1025 tokens: a chunked form must not cut the causal tail.
+    case = DecodeCase.draw((1025, 5), nhead=3, q_len=q_len, kv_dtype=kv_dtype, page_size=16)
+    if peer.supports(case) is not None:
+        pytest.skip("this form is for fp8 KV only")
+    checked = Oracle(case).check(peer.prepare(case)(), "cpu-avx512bf16")
+    assert checked.max_err < 0.05
+
+
+@pytest.mark.parametrize("q_len", [1, 4])
+@pytest.mark.parametrize("form", [BlockTableKernel, TokenPoolKernel])
+def test_engine_adaptors_hand_over_the_same_tokens(form: type, q_len: int) -> None:
+    case = DecodeCase.draw((70, 33), nhead=2, q_len=q_len, page_size=4)
+    seen: dict[str, list[list[float]]] = {}
+
+    def record_blocks(out, query, cache, scale, table, lens) -> None:
+        tokens = cache[table.long()].flatten(1, 2)[..., 0]
+        seen["keys"] = [row[:n].tolist() for row, n in zip(tokens, lens.tolist(), strict=True)]
+
+    def record_pool(
+        query, keys, values, out, k, v, loc, partial, table, which, lens, *rest
+    ) -> None:
+        tokens = keys[table.long(), 0, 0]
+        seen["keys"] = [row[:n].tolist() for row, n in zip(tokens, lens.tolist(), strict=True)]
+
+    form(record_blocks if form is BlockTableKernel else record_pool).prepare(case)()
+    pool = case.inputs["kv_buffer"].view(-1, 576)[:, 0]
+    want = [
+        pool[case.slots(b)][: case.spec.kv_lens[b] - q_len + 1 + i].tolist()
+        for b in range(case.batch)
+        for i in range(q_len)
+    ]
+    assert seen["keys"] == want
+
+
+@pytest.mark.parametrize("spec", ["torch", "a=b", "=m:f", "a=m:"])
+def test_load_peer_refuses_other_forms(spec: str) -> None:
+    with pytest.raises(BadArgument, match="expected name=module:function"):
+        load_peer(spec)
+
+
+def test_measure_interleaves_and_cuts_rounds_to_the_budget() -> None:
+    order: list[str] = []
+    thunks = {name: [lambda name=name: order.append(name)] for name in "abc"}
+    times = timing.measure(thunks, rounds=3, warmup=1)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+    assert all(len(one.wall_ms) == 3 for one in times.values())
+    cut = timing.measure({"a": [lambda: sum(range(100_000))]}, rounds=10_000, budget_s=0.05)
+    assert 3 <= len(cut["a"].wall_ms) < 1000
+
+
+def test_timing_compares_rounds_not_medians() -> None:
+    ours = timing.Timing((1.0, 10.0, 2.0), (0.0, 0.0, 0.0), 1)
+    theirs = timing.Timing((2.0, 20.0, 4.0), (0.0, 0.0, 0.0), 1)
+    assert theirs.ratio_to(ours) == 2.0
+    assert (ours.p50, ours.best, ours.quantile(0.5)) == (2.0, 1.0, 2.0)
+
+
+def test_crossover_is_found_between_two_contexts() -> None:
+    def at(hk: float, persistent: float) -> dict[str, float]:
+        return {"hk": hk, "persistent": persistent}
+
+    assert bench_plot.crossover({64: at(1, 2), 256: at(2, 1)}) == pytest.approx(128)
+    assert bench_plot.crossover({64: at(1, 2)}) is None
+    assert bench_plot.crossover({64: at(2, 1)}) == 64

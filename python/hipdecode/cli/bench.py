@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: MIT
+"""`hipdecode bench`: kernels beside their peers, interleaved, checked, with the machine's roof."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from rich.progress import Progress
+from rich.table import Table
+
+from hipdecode import settings, target
+from hipdecode.errors import BadArgument
+from hipdecode.testing import timing
+from hipdecode.testing.bench_case import DecodeCase, Peer
+from hipdecode.testing.bench_report import IntList, ShapeList, console, write_csv
+from hipdecode.testing.bench_run import Plan, Roof, time_case
+from hipdecode.testing.peers import Hipdecode, engine_peers, load_peer
+from hipdecode.testing.torch_peers import torch_peers
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A case to draw; see DecodeCase.draw."""
+
+    q_dtype: str
+    kv_dtype: str
+    nhead: int
+    q_len: int
+    page_size: int
+    batch: int
+    context: int
+
+    def case(self) -> DecodeCase:
+        """Draws it."""
+        return DecodeCase.draw(
+            (self.context,) * self.batch,
+            nhead=self.nhead,
+            q_len=self.q_len,
+            q_dtype=self.q_dtype,
+            kv_dtype=self.kv_dtype,
+            page_size=self.page_size,
+        )
+
+
+def show(results: Sequence[Sequence[dict[str, object]]]) -> Table:
+    """One line per case: the first form of ours, then everyone's time over it."""
+    names = list(dict.fromkeys(str(row["contender"]) for rows in results for row in rows))
+    table = Table(caption="x: median over rounds of its time / ours; above 1 we are faster")
+    for title in ("q/kv", "nhead", "q_len", "batch x ctx", "ms", "GF/s", "% roof", "route"):
+        table.add_column(title, justify="right")
+    for name in names[1:]:
+        table.add_column(name, justify="right", style="cyan", overflow="fold", min_width=7)
+    for rows in results:
+        ours = rows[0]
+        ratio = {row["contender"]: f"{float(str(row['ratio'])):.2f}x" for row in rows}
+        table.add_row(
+            f"{ours['q_dtype']}/{ours['kv_dtype']}",
+            *(str(ours[key]) for key in ("nhead", "q_len")),
+            f"{ours['batch']} x {ours['context']}",
+            *(str(ours[key]) for key in ("ms_p50", "gflops", "roof_pct", "route")),
+            *(ratio.get(name, "-") for name in names[1:]),
+        )
+    return table
+
+
+def run_grid(grid: Sequence[Draw], plan: Plan) -> list[list[dict[str, object]]]:
+    """Draws and times every case of a grid; one list of rows per case."""
+    results = []
+    with Progress(console=console(stderr=True), transient=True) as progress:
+        task = progress.add_task("cases", total=len(grid))
+        for draw in grid:
+            progress.update(task, description=f"{draw.kv_dtype} {draw.batch}x{draw.context}")
+            results.append(time_case(draw.case(), plan))
+            progress.advance(task)
+    return results
+
+
+def report(
+    results: Sequence[Sequence[dict[str, object]]], plan: Plan, csv_path: Path | None
+) -> None:
+    """Prints the table and the machine, writes the CSV.
+
+    Raises:
+        click.ClickException: one of our results is outside the tolerance.
+    """
+    screen = console()
+    screen.print(show(results))
+    facts = plan.machine.columns()
+    screen.print(
+        f"{facts['machine']}; {results[0][0]['threads']} threads, {results[0][0]['clock']} time, "
+        f"torch {facts['torch']}, commit {facts['commit']}, {facts['date']}; "
+        f"roof {plan.roof.gflops:.0f} GF/s ({plan.roof.source})",
+        highlight=False,
+    )
+    rows = [row for case_rows in results for row in case_rows]
+    if csv_path is not None:
+        write_csv(csv_path, rows)
+    wrong = [row for row in rows if row["route"] and not row["within_tolerance"]]
+    if wrong:
+        raise click.ClickException(f"{len(wrong)} of our results are outside the tolerance")
+
+
+@click.group(name="bench", invoke_without_command=True)
+@click.option("--op", type=click.Choice(["mla_decode"]), default="mla_decode", show_default=True)
+@click.option("--target", "target_name", default="cpu", show_default=True, help="Whose kernels.")
+@click.option("--shapes", type=ShapeList(), default="1x512,8x4096", show_default=True)
+@click.option("--nhead", type=IntList(), default="16", show_default=True)
+@click.option("--q-len", type=IntList(), default="1", show_default=True)
+@click.option("--page-size", default=1, show_default=True, help="Tokens of a KV page.")
+@click.option("--q-dtype", default="bf16", show_default=True)
+@click.option("--kv-dtype", default="bf16", show_default=True, help="List; fp8 is the target's.")
+@click.option("--routes", default="auto", show_default=True, help="List of auto, hk, persistent.")
+@click.option("--peers", is_flag=True, help="Time torch and the engines importable here too.")
+@click.option("--peer", "plugins", multiple=True, help="A peer of your own: NAME=MODULE:FUNCTION.")
+@click.option("--threads", default=1, show_default=True, help="1: CPU time; more: wall time.")
+@click.option("--iters", default=50, show_default=True, help="Most rounds of a case.")
+@click.option("--warmup", default=5, show_default=True, help="Most untimed turns.")
+@click.option("--budget-s", default=10.0, show_default=True, help="Seconds of a case, about.")
+@click.option("--cold", is_flag=True, help="Rotate buffers so that no call finds its KV cached.")
+@click.option("--peak-gflops", type=float, help="The roof; default: what torch.mm reaches.")
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the rows there.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    op: str,
+    target_name: str,
+    shapes: tuple[tuple[int, int], ...],
+    nhead: tuple[int, ...],
+    q_len: tuple[int, ...],
+    page_size: int,
+    q_dtype: str,
+    kv_dtype: str,
+    routes: str,
+    peers: bool,
+    plugins: tuple[str, ...],
+    threads: int,
+    iters: int,
+    warmup: int,
+    budget_s: float,
+    cold: bool,
+    peak_gflops: float | None,
+    csv_path: Path | None,
+) -> None:
+    """Times kernels beside their peers; every output is checked against an fp64 oracle."""
+    del op
+    if ctx.invoked_subcommand is not None:
+        return
+    where = target.resolve(target_name)
+    grid = [
+        Draw(where.dtype(q_dtype), where.dtype(kv), heads, tokens, page_size, *shape)
+        for kv, heads, tokens, shape in itertools.product(kv_dtype.split(","), nhead, q_len, shapes)
+    ]
+    with settings.override(target=where.name), timing.intra_op_threads(threads):
+        plan = Plan(
+            ours=_ours(routes),
+            peers=_peers(peers, plugins),
+            target=where,
+            rounds=iters,
+            warmup=warmup,
+            budget_s=budget_s,
+            cold=cold,
+            machine=timing.Machine.here(),
+            roof=Roof.find(peak_gflops),
+        )
+        results = run_grid(grid, plan)
+    report(results, plan, csv_path)
+
+
+def _ours(routes: str) -> tuple[Hipdecode, ...]:
+    words = routes.split(",")
+    unknown = [word for word in words if word not in ("auto", "hk", "persistent")]
+    if unknown:
+        raise BadArgument(f"--routes: expected auto, hk or persistent, got {unknown}; use those")
+    return tuple(
+        Hipdecode() if word == "auto" else Hipdecode(f"hipdecode_{word}", word) for word in words
+    )
+
+
+def _peers(wanted: bool, plugins: Sequence[str]) -> tuple[Peer, ...]:
+    found: list[Peer] = []
+    if wanted:
+        engines, absent = engine_peers()
+        found += [*torch_peers(), *engines]
+        for name, why in absent.items():
+            click.echo(f"absent: {name} ({why}); --peer names a build of your own", err=True)
+    return (*found, *(load_peer(spec) for spec in plugins))
+
+
+@command.command()
+@click.argument("csv_path", type=click.Path(path_type=Path, exists=True))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The PNG to write.")
+def plot(csv_path: Path, out: Path) -> None:
+    """Draws where hk and persistent cross, from a CSV with both routes."""
+    from hipdecode.testing import bench_plot
+
+    panels = bench_plot.read(csv_path)
+    bench_plot.draw(panels, out)
+    click.echo(f"{out}: {len(panels)} panel{'' if len(panels) == 1 else 's'}")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import defaultdict
 from typing import Any
 
@@ -16,10 +17,9 @@ from torch import Tensor
 
 from hipdecode import MlaPlan, plan_mla_decode
 
-GUARD = 7
 SENTINEL = -123456789
 CHECKED = settings(
-    max_examples=150,
+    max_examples=500,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -56,30 +56,26 @@ def planned(step: Step, **more: Any) -> MlaPlan:
 
 @st.composite
 def steps(draw: st.DrawFn, *, sparse: bool = False) -> Step:
-    batch = draw(st.integers(0, 40))
-    max_q = draw(st.integers(1, 16))
-    page_size = draw(st.sampled_from([1, 16, 64]))
-    longest = draw(st.sampled_from([4, 70, 600, 5000])) // page_size + 1
-    if sparse:
-        qlens = [max_q] * batch
-    else:
-        qlens = draw(st.lists(st.integers(0, max_q), min_size=batch, max_size=batch))
-    sizes = st.integers(0, longest) | st.just(0)
-    pages = draw(st.lists(sizes, min_size=batch, max_size=batch))
-    lasts = st.none() | st.lists(st.integers(0, page_size), min_size=batch, max_size=batch)
+    # Hypothesis alone favours small lists of small numbers, which are seldom cut.
+    rng = random.Random(draw(st.integers(0, 2**32)))
+    batch = rng.choice([0, 1, 2, 3, 5, 17, rng.randint(0, 40)])
+    max_q = rng.choice([1, 2, 4, rng.randint(1, 16)])
+    page_size = rng.choice([1, 16, 64])
+    longest = rng.choice([4, 70, 600, 5000, 5000]) // page_size + 1
+    lengths = [rng.choice([0, longest, rng.randint(0, longest)]) for _ in range(batch)]
     return Step(
-        qlens=qlens,
-        pages=pages,
-        last=draw(lasts),
-        nhead=draw(st.sampled_from([1, 2, 8, 16, 32, 48, 128]) | st.integers(1, 128)),
+        qlens=[max_q if sparse else rng.randint(0, max_q) for _ in range(batch)],
+        pages=lengths,
+        last=rng.choice([None, [rng.randint(0, page_size) for _ in range(batch)]]),
+        nhead=rng.choice([1, 8, 16, 32, 48, 128, rng.randint(1, 128)]),
         max_seqlen_q=max_q,
         page_size=page_size,
-        kv_granularity=draw(st.sampled_from([1, 4, 16, 64])),
-        clusters=draw(st.integers(1, 64)),
+        kv_granularity=rng.choice([1, 4, 16, 64]),
+        clusters=rng.choice([1, 2, 32, 64, rng.randint(1, 64)]),
         causal=draw(st.booleans()),
         intra_batch_mode=draw(st.booleans()),
-        num_kv_splits=draw(st.sampled_from([1, 2, 32])),
-        max_split_per_batch=draw(st.sampled_from([-1, 1, 2, 32])),
+        num_kv_splits=draw(st.sampled_from([32, 2, 1])),
+        max_split_per_batch=draw(st.sampled_from([-1, 32, 2, 1])),
         topk=draw(st.integers(0, 2048)) if sparse else -1,
     )
 
@@ -97,7 +93,7 @@ def assert_matches(got: MlaPlan, want: Schedule) -> None:
     assert [tuple(t) for t in got.reduce_final_map[:tiles].tolist()] == want.final_map
 
 
-def visible(step: Step, want: Schedule) -> dict[int, int]:
+def visible(step: Step) -> dict[int, int]:
     """Keys that each query row sees, from its request's lengths alone."""
     out = {}
     row = 0
@@ -136,10 +132,10 @@ def covered(step: Step, works: list[list[int]]) -> dict[int, list[tuple[int, int
     return out
 
 
-def assert_covers_once(step: Step, got: MlaPlan, want: Schedule) -> None:
+def assert_covers_once(step: Step, got: MlaPlan) -> None:
     works = got.work_info_set[: int(got.work_indptr[-1])].tolist()
     ranges = covered(step, works)
-    for row, keys in visible(step, want).items():
+    for row, keys in visible(step).items():
         spans = sorted((a, b) for a, b in ranges[row] if a < b)
         assert ranges[row], f"row {row} has no work that writes it"
         assert sum(b - a for a, b in spans) == keys, f"row {row}: {spans} for {keys} keys"
@@ -176,7 +172,7 @@ def test_plan_matches_reference(step: Step) -> None:
 @given(step=steps() | steps(sparse=True))
 def test_plan_covers_each_visible_key_once(step: Step) -> None:
     got = planned(step)
-    assert_covers_once(step, got, plan(step))
+    assert_covers_once(step, got)
     assert_partials_are_disjoint(got)
 
 
@@ -270,16 +266,3 @@ def test_plan_writes_the_addresses_of_its_work_list() -> None:
     got = planned(Step([1], [10]))
     words = got.work_metadata_ptrs.view(torch.int64).tolist()
     assert words == [got.work_indptr.data_ptr(), got.work_info_set.data_ptr()]
-
-
-@pytest.mark.parametrize("intra_batch_mode", [False, True])
-def test_plan_reuses_the_buffers_of_out(intra_batch_mode: bool) -> None:
-    mode = {"intra_batch_mode": intra_batch_mode, "clusters": 6}
-    big = Step([4] * 9, [700] * 9, max_seqlen_q=4, **mode)
-    first = planned(big)
-    for step in (Step([1, 1], [0, 3000], **mode), Step([2, 4], [9, 8], max_seqlen_q=4, **mode)):
-        again = planned(step, out=first)
-        assert again.work_info_set.data_ptr() == first.work_info_set.data_ptr()
-        assert again.partial_output is first.partial_output
-        assert (again.batch, again.max_seqlen_q) == (2, step.max_seqlen_q)
-        assert_matches(again, plan(step))

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: MIT
+"""Tuning: grid points to rows, resuming, noise; all under a made-up clock."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hipdecode import settings as package_settings
+from hipdecode.cli import tune
+from hipdecode.cli.tune import noise_pct
+from hipdecode.errors import TableError
+from hipdecode.tables import Table, TableKey, parse_table, read_table
+from hipdecode.tuning import (
+    Measurement,
+    Point,
+    choose,
+    format_table,
+    grid,
+    read_results,
+    rows_from_grid,
+    spans,
+    sweep,
+)
+
+KEY = TableKey("bf16", "bf16", 16, 1, 64)
+OTHER_KEY = replace(KEY, nhead=128)
+quick = settings(max_examples=100, deadline=None)
+
+
+def measured(point: Point, ratio: float, noise_pct: float = 3.0) -> Measurement:
+    us = 10.0 * point.batch + 0.01 * point.kv_len
+    return Measurement(point, us * ratio, us, ratio, noise_pct, 1e-3, 2e-3, 9)
+
+
+def table_of(taken: list[Measurement]) -> Table:
+    rows = rows_from_grid(taken, machine="a machine, with a comma", date="2026-11-21")
+    return parse_table(format_table(rows, comments=["why"]), label="t.csv")
+
+
+@st.composite
+def measured_grids(draw: st.DrawFn) -> list[Measurement]:
+    values = st.lists(st.integers(1, 5000), min_size=1, max_size=4, unique=True)
+    points = grid([KEY, OTHER_KEY], draw(values), draw(values))
+    ratios = st.sampled_from([0.2, 0.9, 0.99, 1.0, 1.01, 1.1, 5.0])
+    return [measured(point, draw(ratios)) for point in points]
+
+
+@quick
+@given(measured_grids())
+def test_rows_tile_the_plane_and_keep_decided_choices(taken: list[Measurement]) -> None:
+    table = table_of(taken)  # the table itself proves the tiling
+    for one in taken:
+        row = table.find(one.point.key, one.point.batch, one.point.kv_len)
+        if one.decided:
+            assert row.route == one.faster
+        assert row.us is not None
+        assert row.max_err == (1e-3 if row.route == "hk" else 2e-3)
+
+
+@quick
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=8, unique=True).map(sorted))
+def test_spans_hold_their_own_values_and_meet(values: list[int]) -> None:
+    got = spans(values, 0)
+    assert (got[0][0], got[-1][1]) == (0, math.inf)
+    for value, (start, end) in zip(values, got, strict=True):
+        assert start <= value < end
+    for (_, end), (start, _) in itertools.pairwise(got):
+        assert end == start
+
+
+def test_spans_meet_at_the_geometric_mean() -> None:
+    assert spans([16, 64, 1024], 1) == [(1, 33), (33, 257), (257, math.inf)]
+
+
+def crossover(point: Point) -> float:
+    return 0.5 if point.batch * point.kv_len <= 1024 else 1.5
+
+
+def test_rows_follow_a_crossover_and_merge_alike_bands() -> None:
+    taken = [measured(p, crossover(p)) for p in grid([KEY], [1, 2, 64], [16, 256, 4096])]
+    rows = rows_from_grid(taken, machine="here", date="2026-11-21")
+    got = [
+        (r.rect.batch_from, r.rect.batch_to, r.rect.kv_from, r.rect.kv_to, r.route) for r in rows
+    ]
+    assert got == [
+        (1, 12, 0, 1025, "hk"),
+        (1, 12, 1025, math.inf, "persistent"),
+        (12, math.inf, 0, 65, "hk"),
+        (12, math.inf, 65, math.inf, "persistent"),
+    ]
+    assert [row.num_splits for row in rows] == ["auto", "plan", "auto", "plan"]
+
+
+def test_row_shows_its_least_decided_gain_and_the_paired_ratio() -> None:
+    points = grid([KEY], [1], [64, 512, 4096])
+    taken = [measured(p, r) for p, r in zip(points, (0.5, 0.8, 0.99), strict=True)]
+    (row,) = rows_from_grid(taken, machine="here", date="2026-11-21")
+    assert row.route == "hk"
+    assert row.us == pytest.approx(0.8 * (10 + 5.12), abs=1e-3)
+    assert row.gain_pct == pytest.approx(20.0, abs=0.01)
+    assert row.source == "batch 1 ctx 512; 3 points"
+
+
+def test_row_says_when_no_gain_exceeds_the_noise() -> None:
+    points = grid([KEY], [1], [64, 512])
+    taken = [measured(p, r, noise_pct=7.5) for p, r in zip(points, (1.02, 0.99), strict=True)]
+    (row,) = rows_from_grid(taken, machine="here", date="2026-11-21")
+    assert row.route == "persistent"
+    assert row.source == "batch 1 ctx 512; 2 points; gain within the noise of 7.5 %"
+
+
+@pytest.mark.parametrize(
+    ("ratios", "routes"),
+    [
+        ([0.5, 1.01, 2.0], "hk hk persistent"),
+        ([1.01, 1.01, 0.5], "hk hk hk"),
+        ([0.99, 2.0, 0.99], "persistent persistent persistent"),
+        ([0.99, 0.98, 1.02], "hk hk hk"),
+        ([1.0], "persistent"),
+    ],
+)
+def test_choose_lets_undecided_points_follow(ratios: list[float], routes: str) -> None:
+    column = [measured(Point(KEY, 1, 2**i), ratio) for i, ratio in enumerate(ratios)]
+    assert choose(column) == routes.split()
+
+
+def test_rows_refuse_an_incomplete_grid() -> None:
+    taken = [measured(p, 0.5) for p in grid([KEY], [1, 8], [64, 512])][:-1]
+    with pytest.raises(TableError, match=r"got none for \(batch 8, kv_len 512\)"):
+        rows_from_grid(taken, machine="here", date="2026-11-21")
+
+
+def test_grid_lifts_contexts_to_the_query_tokens() -> None:
+    points = grid([replace(KEY, q_len=4)], [1], [1, 2, 64])
+    assert [point.kv_len for point in points] == [4, 64]
+
+
+def counting(clock: Callable[[Point], float], seen: list[tuple[Point, int]], stop_after: int = 99):
+    def measure(point: Point, left: int) -> Measurement:
+        if len(seen) == stop_after:
+            raise KeyboardInterrupt
+        seen.append((point, left))
+        return measured(point, clock(point))
+
+    return measure
+
+
+def test_sweep_resumes_where_it_was_interrupted(tmp_path: Path) -> None:
+    points, results = grid([KEY, OTHER_KEY], [1, 8], [64, 512]), tmp_path / "deep" / "r.csv"
+    first: list[tuple[Point, int]] = []
+    with pytest.raises(KeyboardInterrupt):
+        sweep(points, counting(crossover, first, stop_after=5), results)
+    assert [taken.point for taken in read_results(results)] == list(points[:5])
+    with results.open("a") as file:
+        file.write("bf16,bf16,12")  # the machine died while it wrote
+    kept = read_results(results)
+    second: list[tuple[Point, int]] = []
+    done: list[Measurement] = []
+    taken = sweep(points, counting(crossover, second), results, done=done.append)
+    assert taken[:5] == kept
+    assert second == [(points[5], 3), (points[6], 2), (points[7], 1)]
+    assert done == taken
+    assert [one.point for one in taken] == list(points)
+    assert table_of(taken).find(OTHER_KEY, 8, 512).route == "persistent"
+
+
+def test_noise_ignores_a_few_disturbed_rounds() -> None:
+    calm = [1.0] * 30
+    assert noise_pct(calm) == 3.0
+    assert noise_pct([*calm, 9.0, 9.0, 9.0]) == 3.0
+    assert noise_pct([0.5, 1.0, 1.5, 2.0, 0.7]) > 50
+
+
+def test_tune_command_writes_a_proven_table_and_keeps_other_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets = []
+
+    def fake(point: Point, where: object, budget_s: float) -> Measurement:
+        budgets.append(budget_s)
+        return measured(point, crossover(point))
+
+    monkeypatch.setattr(tune, "measure", fake)
+    table = tmp_path / "cpu" / "mla_decode.csv"
+    common = ["--batches", "1,8", "--kv-lens", "64,512", "--budget-s", "80", "--out", str(table)]
+    with package_settings.override(cache_dir=tmp_path / "cache"):
+        for key in (["--nhead", "16", "--dtypes", "bf16,bf16/fp8"], ["--nhead", "64"]):
+            arguments = [*key, "--q-len", "1", *common]
+            ran = CliRunner().invoke(tune.command, arguments, catch_exceptions=False)
+            assert ran.exit_code == 0, ran.output
+    rows = read_table(table).rows_by_key
+    assert {(key.kv_dtype, key.nhead) for key in rows} == {
+        ("bf16", 16),
+        ("fp8_e4m3fn", 16),
+        ("bf16", 64),
+        ("fp8_e4m3fn", 64),
+    }
+    first = table.read_text().splitlines()[0]
+    assert first.startswith("# hipdecode tune --target cpu --op mla_decode --nhead 64 --q-len 1")
+    assert len(budgets) == 16
+    assert all(9 < budget <= 80 for budget in budgets)
+    assert not list((tmp_path / "cache" / "tune").iterdir())

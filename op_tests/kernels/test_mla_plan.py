@@ -120,15 +120,19 @@ def covered(step: Step, works: list[list[int]]) -> dict[int, list[tuple[int, int
         assert kv0 <= kv1
         assert offset >= 0
         for row in range(q0, q1):
-            base = row * step.topk if step.topk >= 0 else first_page[batch]
-            tokens = request_tokens(step, batch)
-            if step.topk >= 0:
-                tokens = min(tokens, step.topk)
-            end = min((kv1 - base) * step.page_size, tokens)
             i = row - first_row[batch]
-            hidden = qlen - 1 - i if step.causal or step.topk >= 0 else 0
-            stop = min(end, end + offset - hidden)
-            out[row].append(((kv0 - base) * step.page_size, max(stop, 0)))
+            if step.topk >= 0:
+                begin = (kv0 - row * step.topk) * step.page_size
+                keys = min((kv1 - kv0) * step.page_size, step.topk - begin)
+                keys = min(keys, request_tokens(step, batch) - begin)
+                hidden = qlen - 1 - i
+            else:
+                begin = (kv0 - first_page[batch]) * step.page_size
+                keys = (kv1 - kv0) * step.page_size
+                if offset == 0 and keys > 0 and step.page_size > 1 and step.last is not None:
+                    keys -= step.page_size - step.last[batch]
+                hidden = qlen - 1 - i if step.causal else 0
+            out[row].append((begin, begin + max(min(keys, keys + offset - hidden), 0)))
     return out
 
 
@@ -143,23 +147,24 @@ def assert_covers_once(step: Step, got: MlaPlan) -> None:
         assert not spans or spans[0][0] == 0
 
 
-def assert_partials_are_disjoint(got: MlaPlan) -> None:
+def assert_partials_are_merged(
+    works: list[list[int]], reduce_indptr: Tensor, final_map: Tensor, partial_map: Tensor
+) -> int:
+    """Each partial has rows of its own and the reduce knows it; the number of partial rows."""
     rows = set()
     parts = defaultdict(list)
-    for _, partial, q0, q1, *_ in got.work_info_set[: int(got.work_indptr[-1])].tolist():
+    for _, partial, q0, q1, *_ in works:
         if partial >= 0:
             mine = range(partial, partial + q1 - q0)
             assert rows.isdisjoint(mine)
             rows.update(mine)
             parts[q0, q1].append(partial)
-    assert max(rows, default=0) < got.partial_output.shape[0]
-    indptr = got.reduce_indptr.tolist()
     merged = {}
-    for tile, (begin, end) in enumerate(itertools.pairwise(indptr)):
+    for tile, (begin, end) in enumerate(itertools.pairwise(reduce_indptr.tolist())):
         if end - begin > 1:
-            q0, q1 = got.reduce_final_map[tile].tolist()
-            merged[q0, q1] = got.reduce_partial_map[begin:end].tolist()
+            merged[tuple(final_map[tile].tolist())] = partial_map[begin:end].tolist()
     assert merged == parts
+    return max(rows, default=-1) + 1
 
 
 @CHECKED
@@ -173,7 +178,9 @@ def test_plan_matches_reference(step: Step) -> None:
 def test_plan_covers_each_visible_key_once(step: Step) -> None:
     got = planned(step)
     assert_covers_once(step, got)
-    assert_partials_are_disjoint(got)
+    maps = (got.reduce_indptr, got.reduce_final_map, got.reduce_partial_map)
+    works = got.work_info_set[: int(got.work_indptr[-1])].tolist()
+    assert assert_partials_are_merged(works, *maps) <= got.partial_output.shape[0]
 
 
 @CHECKED
@@ -199,6 +206,7 @@ HAND_MADE = {
     "two-rows-of-tiles": Step([4, 2, 3], [900, 0, 2], nhead=128, max_seqlen_q=4),
     "odd-heads": Step([5], [333], nhead=48, max_seqlen_q=5, clusters=5),
     "pages": Step([2, 2], [7, 20], [3, 64], page_size=64, kv_granularity=1, max_seqlen_q=2),
+    "empty-last-page": Step([1], [3], [0], page_size=64, kv_granularity=1, clusters=2),
     "empty-batch": Step([], []),
     "all-padding": Step([1] * 5, [0] * 5),
     "no-queries": Step([0, 2, 0], [50, 60, 70], max_seqlen_q=2),

@@ -13,7 +13,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from plan_reference import Step, plan
-from test_mla_plan import CHECKED, assert_matches, covered, int32, planned, prefix, steps, visible
+from test_mla_plan import (
+    CHECKED,
+    assert_matches,
+    assert_partials_are_merged,
+    covered,
+    int32,
+    planned,
+    prefix,
+    steps,
+    visible,
+)
 from torch import Tensor
 
 from hipdecode import BadArgument, MlaPlan, mla_metadata_info, ops, plan_mla_decode
@@ -90,6 +100,7 @@ def test_plan_stays_inside_buffers_too_small(step: Step, seed: int) -> None:
     got.assert_sound()
     # Rows are covered as ever while each tile can have a work; then the last tiles have none.
     records = got.info[: int(got.work_indptr[-1])].tolist()
+    assert_partials_are_merged(records, got.reduce_indptr, got.final_map, got.partial_map)
     ranges = covered(step, records)
     keys = visible(step)
     for row, spans in ranges.items():

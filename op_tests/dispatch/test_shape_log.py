@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hipdecode import dispatch
+from hipdecode import dispatch, settings
 from hipdecode.dispatch import DecodeShape, hk_max_ctx, log_shape, route_mla_decode
 
 SHAPE = DecodeShape(
@@ -27,7 +27,8 @@ SHAPE = DecodeShape(
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(dispatch, "_seen", {})
-    return
+    yield
+    dispatch._connect_log.cache_clear()
 
 
 def log(shape: DecodeShape = SHAPE, rows: int = 32, total_kv: int | None = 32768) -> None:
@@ -103,3 +104,16 @@ def test_hk_max_ctx_reads_the_crossover(batch: int, most: int) -> None:
 
 def test_hk_max_ctx_is_open_when_no_row_is_near() -> None:
     assert hk_max_ctx(dataclasses.replace(SHAPE, family="sm_90")) is None
+
+
+def test_log_setting_connects_the_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.Logger("hipdecode.dispatch")
+    monkeypatch.setattr(dispatch, "logger", logger)
+    for level, enabled in ((settings.LOG_QUIET, False), (settings.LOG_ROUTES, True)):
+        logger.setLevel(logging.WARNING)
+        dispatch._connect_log.cache_clear()
+        dispatch.route_mla_decode.cache_clear()
+        with settings.override(log=level):
+            route_mla_decode(SHAPE)
+        assert (logger.level == logging.INFO) == enabled
+        assert bool(logger.handlers) == enabled

@@ -12,9 +12,9 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
-from . import paths
+from . import paths, settings
 from .errors import BadArgument
 from .support import check_supported
 from .tables import ROUTES, Row, Table, TableKey, gain_pct, read_table
@@ -117,6 +117,7 @@ def route_mla_decode(shape: DecodeShape) -> Route:
         UnsupportedShape: no kernel for this shape; lists required, supported and missing.
         TableError: the family's table is broken.
     """
+    _connect_log()
     _check_arguments(shape)
     check_supported(
         nhead=shape.nhead,
@@ -131,8 +132,7 @@ def route_mla_decode(shape: DecodeShape) -> Route:
         return _answer(
             shape,
             "hk",
-            f"batch_invariant: hk with always {INVARIANT_SPLITS} splits, so that a request's bits "
-            "follow from its own data only",
+            f"batch_invariant: hk, always {INVARIANT_SPLITS} splits: bits depend on own data only",
             splits=INVARIANT_SPLITS,
         )
     if shape.kv_len is None:
@@ -262,11 +262,9 @@ def _answer(
 def _packing(nhead: int, q_len: int) -> str:
     rows = nhead * q_len
     tiles = _ceil_div(rows, TILE_ROWS)
-    masked = tiles * TILE_ROWS - rows
-    return (
-        f"rows = nhead {nhead} x q_len {q_len} = {rows} -> {tiles} tile{'s' if tiles > 1 else ''} "
-        f"of {TILE_ROWS}, {masked or 'none'} masked"
-    )
+    masked = tiles * TILE_ROWS - rows or "none"
+    word = "tile" if tiles == 1 else "tiles"
+    return f"rows = nhead {nhead} x q_len {q_len} = {rows} -> {tiles} {word} of 16, {masked} masked"
 
 
 def _auto(shape: DecodeShape, kv_len: int) -> int:
@@ -295,10 +293,9 @@ def _check_arguments(shape: DecodeShape) -> None:
     if shape.family not in FAMILIES:
         known = " ".join(FAMILIES)
         raise BadArgument(f"family: expected one of {known}, got {shape.family}; use one of these")
-    for name, low in (("compute_units", 1), ("batch", 1), ("nhead", 1), ("q_len", 1)):
-        if getattr(shape, name) < low:
-            got = getattr(shape, name)
-            raise BadArgument(f"{name}: expected at least {low}, got {got}; pass a larger one")
+    for name in ("compute_units", "batch", "nhead", "q_len"):
+        if (got := getattr(shape, name)) < 1:
+            raise BadArgument(f"{name}: expected at least 1, got {got}; pass a larger one")
     if shape.kv_len is not None and shape.kv_len < 0:
         raise BadArgument(f"kv_len: expected tokens >= 0 or None, got {shape.kv_len}; pass either")
     if shape.route is not None and shape.route not in ROUTES:
@@ -321,6 +318,15 @@ _TORCH_NAMES = {
     "fp8_e4m3fnuz": "torch.float8_e4m3fnuz",
 }
 _seen: dict[tuple[object, ...], None] = {}
+
+
+@cache
+def _connect_log() -> None:
+    """HIPDECODE_LOG=1 shows the shape log even where the application set up no logging."""
+    if settings.current().log >= settings.LOG_ROUTES:
+        logger.setLevel(logging.INFO)
+        if not logger.hasHandlers():
+            logger.addHandler(logging.StreamHandler())
 
 
 def log_shape(
@@ -375,11 +381,9 @@ def log_shape(
 
 
 def hk_max_ctx(shape: DecodeShape) -> int | None:
-    """Return the largest context that the family's table gives to hk at this batch.
+    """Return the largest context, in tokens, that the family's table gives to hk at this batch.
 
-    Returns:
-        Tokens per request; 0 where hk is never chosen; None where no length ends it, or where no
-        row is near and the occupancy rule decides.
+    It is 0 where hk is never chosen, None where no length ends it or no row is near.
     """
     table = load_table(shape.family)
     key = table.nearest_key(_key(shape))

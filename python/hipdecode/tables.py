@@ -320,8 +320,8 @@ class _Cells:
 
     def integer(self, name: str, low: int) -> int:
         text = self[name]
-        if not (text.isascii() and text.isdigit()) or int(text) < low:
-            raise self.wrong(name, f"an integer >= {low}", "write digits only")
+        if not (text.isascii() and text.isdigit() and len(text) < 19) or int(text) < low:
+            raise self.wrong(name, f"an integer >= {low}", "write at most 18 digits, nothing else")
         return int(text)
 
     def number(self, name: str, low: float = 0.0) -> float | None:

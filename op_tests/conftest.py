@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 
+from hipdecode import ops
 from hipdecode import target as targets
 from hipdecode.testing.calls import Checker
 
@@ -40,7 +41,8 @@ def target(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def device(target: str) -> torch.device:
-    """Where the tensors of the target live."""
+    """Where the tensors of the target live; torch.ops.hipdecode is loaded."""
+    ops.load_binding()
     return torch.device("cpu" if target.startswith("cpu") else "cuda")
 
 

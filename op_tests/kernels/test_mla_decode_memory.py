@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import mmap
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,7 +150,7 @@ def test_mla_decode_leaves_its_inputs_alone(device: torch.device, route: str) ->
 @pytest.mark.parametrize("boundary", [2**31, 2**32])
 @pytest.mark.parametrize("dtype", ["bf16", "fp8_e4m3fn"])
 def test_mla_decode_addresses_pools_past_4_gib(
-    target: str, device: torch.device, dtype: str, boundary: int, route: str
+    target: str, device: torch.device, dtype: str, boundary: int, route: str, tmp_path: Path
 ) -> None:
     if device.type != "cpu":
         pytest.skip("lazily mapped pools are host memory: runs on any CPU machine")
@@ -159,9 +159,10 @@ def test_mla_decode_addresses_pools_past_4_gib(
     small = inputs["kv_buffer"]
     first = boundary // 576 - small.shape[0] // 2
     slots = first + small.shape[0]
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
-    memory = mmap.mmap(-1, slots * 576 * small.dtype.itemsize, flags=flags)
-    pool = torch.frombuffer(memory, dtype=torch.uint8).view(small.dtype).view(slots, 1, 1, 576)
+    # A sparse file: only the pages that hold the requests take memory.
+    size = slots * 576 * small.dtype.itemsize
+    memory = torch.from_file(str(tmp_path / "pool"), shared=True, size=size, dtype=torch.uint8)
+    pool = memory.view(small.dtype).view(slots, 1, 1, 576)
     pool[first:] = small
     inputs["kv_buffer"] = pool
     inputs["kv_indices"] += first

@@ -8,6 +8,8 @@ kv_indices hold -1 or stale ids. A kernel that looks there fails every compariso
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypedDict, cast
 
@@ -133,6 +135,22 @@ def repro(case: Case) -> str:
     return f"cases.make_inputs(cases.Case({', '.join(changed)}))"
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps torch on the calling thread, also usable as a decorator.
+
+    The tensors of a test are small: a second thread saves little, and on a busy machine waiting for
+    it costs a hundred times the work.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def make_inputs(case: Case) -> MlaInputs:
     """Builds the tensors of a case; equal cases give equal tensors.
 
@@ -161,7 +179,7 @@ def make_inputs(case: Case) -> MlaInputs:
         qo_indptr=_prefix(list(case.q_lens)),
         kv_indptr=kv_indptr,
         kv_indices=kv_indices,
-        max_seqlen_q=max(case.q_lens, default=1),
+        max_seqlen_q=max((1, *case.q_lens)),
         kv_last_page_lens=last_page_lens,
         sm_scale=case.sm_scale,
         causal=case.causal,

@@ -96,6 +96,7 @@ def ulps(actual: float, expected: float, dtype: torch.dtype) -> float:
     return abs(actual - expected) / (info.eps * 2.0**exponent)
 
 
+@cases.one_thread()
 def assert_close(
     actual: Tensor,
     expected: Tensor,
@@ -145,6 +146,7 @@ def assert_close(
     raise Mismatch("\n".join(lines))
 
 
+@cases.one_thread()
 def assert_decode_matches(
     case: cases.Case,
     inputs: cases.MlaInputs,

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hipdecode.testing.cases import one_thread
+
 _FP8_BIAS = {torch.float8_e4m3fn: 7, torch.float8_e4m3fnuz: 8}
 _FP8_NAN = {torch.float8_e4m3fn: (0x7F, 0xFF), torch.float8_e4m3fnuz: (0x80,)}
 
@@ -193,6 +195,7 @@ def kv_lens_of(kv_indptr: Tensor, kv_last_page_lens: Tensor | None, page_size: i
     return [(n - 1) * page_size + last[b] if n > 0 else 0 for b, n in enumerate(pages)]
 
 
+@one_thread()
 def mla_decode(
     q: Tensor,
     kv_buffer: Tensor,
@@ -273,6 +276,7 @@ def work_records(work_indptr: Tensor, work_info_set: Tensor) -> Iterator[WorkRec
         yield WorkRecord(*words[:7])
 
 
+@one_thread()
 def walk_work(
     q: Tensor,
     kv_buffer: Tensor,
@@ -330,6 +334,7 @@ def walk_work(
     return partials, direct
 
 
+@one_thread()
 def mla_reduce(
     partial_output: Tensor,
     partial_lse: Tensor,

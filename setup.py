@@ -9,6 +9,11 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+# As in python/hipdecode/jit/binding.py; the version is torch 2.10, the oldest that is served.
+COMPILE_FLAGS = [
+    "-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra",
+    "-DTORCH_TARGET_VERSION=0x020a000000000000ULL",
+]  # fmt: skip
 
 
 class BuildPyWithSources(build_py):
@@ -44,7 +49,7 @@ def main() -> None:
                     "hipdecode._C",
                     [str(path.relative_to(ROOT)) for path in sources],
                     include_dirs=[str(ROOT / "csrc")],
-                    extra_compile_args=["-std=c++20", "-O2", "-g0", "-Wall", "-Wextra"],
+                    extra_compile_args=COMPILE_FLAGS,
                     extra_link_args=["-ldl"],
                     py_limited_api=True,
                 )

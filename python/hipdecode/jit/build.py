@@ -225,6 +225,6 @@ def _forbidden(plan: Recipe, why: str) -> BuildError:
     return BuildError(
         f"HIPDECODE_NO_BUILD: expected {plan.kernel.name} for {plan.target} to be built already, "
         f"got a need to compile it ({why}); run "
-        f"`hipdecode build --target {plan.target} --module {plan.kernel.name}` first, or unset "
+        f"`hipdecode build {plan.kernel.name} --target {plan.target}` first, or unset "
         f"HIPDECODE_NO_BUILD\nwould have compiled with: {' '.join(plan.flags)}"
     )

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: MIT
+"""Which kernels to build ahead: those that the named models and the dispatch tables call for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hipdecode import registry
+from hipdecode.dispatch import load_table
+from hipdecode.models import ModelShape, load_models
+from hipdecode.target import Target
+
+_TABLE_HEAD_DIMS = (576, 512)  # those of every table so far: its keys do not name them
+
+
+def kernels_of_shape(
+    target: Target, *, head_dims: tuple[int, int], dtypes: tuple[str, str]
+) -> list[str]:
+    """Every kernel that a decode of these types may launch, planner and reduce included.
+
+    Args:
+        target: whose own fp8 kind plain `fp8` means.
+        head_dims: (head_dim_qk, head_dim_v).
+        dtypes: (q_dtype, kv_dtype).
+
+    Raises:
+        RegistryError: no decode kernel has these values.
+    """
+    facts: dict[str, registry.Value] = {
+        "head_dim_qk": head_dims[0],
+        "head_dim_v": head_dims[1],
+        "q_dtype": target.dtype(dtypes[0]),
+        "kv_dtype": target.dtype(dtypes[1]),
+    }
+    return [
+        module.kernel(**{name: facts[name] for name in module.values}).name
+        for module in registry.default().modules.values()
+        if set(module.values) <= set(facts)
+    ]
+
+
+def kernels_of_model(target: Target, model: ModelShape) -> list[str]:
+    """Every kernel that a model's decode may launch on `target`, without repeats."""
+    dims = (model.head_dim_qk, model.head_dim_v)
+    return _unique(
+        name
+        for pair in model.dtypes
+        for name in kernels_of_shape(target, head_dims=dims, dtypes=pair)
+    )
+
+
+def default_kernels(target: Target) -> list[str]:
+    """The kernels that configs/models.json and the target's table name."""
+    names = [n for model in load_models().values() for n in kernels_of_model(target, model)]
+    for key in load_table(target.family).rows_by_key:
+        pair = (key.q_dtype, key.kv_dtype)
+        names += kernels_of_shape(target, head_dims=_TABLE_HEAD_DIMS, dtypes=pair)
+    return _unique(names)
+
+
+def named_kernels(words: Iterable[str]) -> list[str]:
+    """Expands module names to all their kernels; full kernel names stay as they are.
+
+    Raises:
+        RegistryError: a word is neither.
+    """
+    names: list[str] = []
+    for word in words:
+        if "/" in word:
+            names.append(registry.default().kernel(word).name)
+        else:
+            names += (kernel.name for kernel in registry.default().module(word).kernels())
+    return _unique(names)
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))

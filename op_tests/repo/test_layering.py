@@ -41,6 +41,7 @@ LAYERS = [
     {"arguments", "workspace"},
     {"decode", "reduce"},
     {"__init__"},
+    {"tuning"},
     {"testing", "demo", "cli"},
 ]
 

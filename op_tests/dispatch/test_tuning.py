@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hipdecode import settings as package_settings
 from hipdecode.cli import tune
-from hipdecode.cli.tune import noise_pct
+from hipdecode.cli.tune import context_lengths, noise_pct
 from hipdecode.errors import TableError
 from hipdecode.tables import Table, TableKey, parse_table, read_table
 from hipdecode.tuning import (
@@ -124,7 +124,7 @@ def test_row_says_when_no_gain_exceeds_the_noise() -> None:
         ([0.5, 1.01, 2.0], "hk hk persistent"),
         ([1.01, 1.01, 0.5], "hk hk hk"),
         ([0.99, 2.0, 0.99], "persistent persistent persistent"),
-        ([0.99, 0.98, 1.02], "hk hk hk"),
+        ([0.99, 0.98, 1.02], "persistent persistent persistent"),
         ([1.0], "persistent"),
     ],
 )
@@ -185,7 +185,7 @@ def test_tune_command_writes_a_proven_table_and_keeps_other_keys(
 ) -> None:
     budgets = []
 
-    def fake(point: Point, where: object, budget_s: float) -> Measurement:
+    def fake(point: Point, where: object, budget_s: float, spread: float) -> Measurement:
         budgets.append(budget_s)
         return measured(point, crossover(point))
 
@@ -209,3 +209,12 @@ def test_tune_command_writes_a_proven_table_and_keeps_other_keys(
     assert len(budgets) == 16
     assert all(9 < budget <= 80 for budget in budgets)
     assert not list((tmp_path / "cache" / "tune").iterdir())
+
+
+@quick
+@given(batch=st.integers(1, 300), kv_len=st.integers(4, 10**5), spread=st.sampled_from([0.0, 0.5]))
+def test_context_lengths_spread_around_their_mean(batch: int, kv_len: int, spread: float) -> None:
+    lengths = context_lengths(Point(KEY, batch, kv_len), spread)
+    assert len(lengths) == batch
+    assert abs(sum(lengths) / batch - kv_len) <= 1
+    assert all(abs(length / kv_len - 1) <= spread + 0.5 / kv_len for length in lengths)

@@ -244,12 +244,12 @@ def choose(column: Sequence[Measurement]) -> list[str]:
     """Choose a route for each context of one batch, in ascending order of context.
 
     A decided point takes its faster route; an undecided one follows the nearest decided point (the
-    shorter context on a tie). Without any decided point all take the faster one by geometric mean.
+    shorter context on a tie). Without any decided point all take `persistent`, whose plan also
+    evens out contexts more ragged than the measured ones.
     """
     decided = [index for index, one in enumerate(column) if one.decided]
     if not decided:
-        overall = sum(math.log(one.ratio) for one in column)
-        return ["hk" if overall < 0 else "persistent"] * len(column)
+        return ["persistent"] * len(column)
     nearest = (min((abs(at - index), at) for at in decided)[1] for index in range(len(column)))
     return [column[at].faster for at in nearest]
 

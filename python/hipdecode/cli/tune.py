@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
+import random
 import shlex
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -24,8 +28,10 @@ from hipdecode.testing.bench_report import IntList, Oracle, console
 from hipdecode.testing.peers import Hipdecode
 from hipdecode.tuning import Measurement, Point, format_table, grid, rows_from_grid, sweep
 
-_MOST_ROUNDS = 200
 _MIN_ROUNDS = 5
+_ENOUGH_ROUNDS = 25
+_QUIET_SHARE = 0.02
+"""Of a round's time: threads waited less than this for a CPU."""
 
 
 @click.command()
@@ -35,8 +41,9 @@ _MIN_ROUNDS = 5
 @click.option("--q-len", "q_lens", type=IntList(), default="1,4", show_default=True)
 @click.option("--dtypes", default="bf16,bf16/fp8", show_default=True, help="q or q/kv, ...")
 @click.option("--page-size", type=int, default=64, show_default=True)
-@click.option("--batches", type=IntList(), default="1,4,16", show_default=True)
+@click.option("--batches", type=IntList(), default="1,3,8,16", show_default=True)
 @click.option("--kv-lens", type=IntList(), default="128,1024,4096", show_default=True)
+@click.option("--spread", type=click.FloatRange(0, 0.9), default=0.5, show_default=True)
 @click.option("--budget-s", type=float, default=600.0, show_default=True, help="Seconds in all.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Table to write.")
 @click.option("--fresh", is_flag=True, help="Forget the results of a run that was interrupted.")
@@ -50,6 +57,7 @@ def command(
     page_size: int,
     batches: tuple[int, ...],
     kv_lens: tuple[int, ...],
+    spread: float,
     budget_s: float,
     out: Path | None,
     fresh: bool,
@@ -57,7 +65,8 @@ def command(
     """Measure the routes on this machine and write dispatch tables.
 
     Both routes run in turns over a grid of requests and contexts, through the public call, with the
-    plan made beforehand as an engine makes it once per step. Results are kept as they come: run the
+    plan made beforehand as an engine makes it once per step; contexts of a batch are spread around
+    their mean by --spread. Results are kept as they come: run the
     same command again after an interruption. Rows of other keys in the table stay.
     """
     where = target.resolve(target_name)
@@ -80,7 +89,7 @@ def command(
     results = paths.cache_dir() / "tune" / f"{where.name}-{where.compute_units()}-{op}.csv"
     if fresh:
         results.unlink(missing_ok=True)
-    taken = _sweep(points, results, where, budget_s)
+    taken = _sweep(points, results, where, budget_s, spread)
     when = timing.Machine.here().date
     rows = rows_from_grid(taken, machine=machine, date=when.partition("T")[0])
     kept = read_table(table).rows_by_key if table.is_file() else {}
@@ -92,49 +101,106 @@ def command(
     click.echo(f"{table}: {len(rows)} rows from {len(points)} points")
 
 
-def measure(point: Point, where: target.Target, budget_s: float) -> Measurement:
+def measure(
+    point: Point, where: target.Target, budget_s: float, spread: float = 0.0
+) -> Measurement:
     """Time both routes at one point in interleaved rounds and check both against the oracle.
+
+    Rounds in which a thread of this process had to wait for a CPU tell of the machine's other
+    users, and punish the route with more launches: they do not count. Without enough others, the
+    point is undecided.
 
     Args:
         point: the shape.
         where: the target whose kernels run; it decides the tolerance.
-        budget_s: seconds for warm-up and rounds together, about.
+        budget_s: seconds to find enough quiet rounds in, about.
+        spread: see `context_lengths`.
 
     Raises:
         HipdecodeError: a route is not within its tolerance: no speed excuses a wrong result.
     """
     key = point.key
     case = DecodeCase.draw(
-        (point.kv_len,) * point.batch,
+        context_lengths(point, spread),
         nhead=key.nhead,
         q_len=key.q_len,
         q_dtype=key.q_dtype,
         kv_dtype=key.kv_dtype,
         page_size=key.page_size,
     )
-    thunks = {route: [Hipdecode(route, route).prepare(case)] for route in ROUTES}
+    calls = {route: Hipdecode(route, route).prepare(case) for route in ROUTES}
     oracle = Oracle(case)
-    checks = {route: oracle.check(thunks[route][0](), where.name) for route in ROUTES}
+    checks = {route: oracle.check(call(), where.name) for route, call in calls.items()}
     for route, check in checks.items():
         if not check.within:
             raise HipdecodeError(
                 f"tune: expected {route} within its tolerance at {key} batch {point.batch} kv_len "
                 f"{point.kv_len}, got an error of {check.max_err:.2e}; fix the kernel first"
             )
-    times = timing.measure(
-        thunks, rounds=_MOST_ROUNDS, warmup=2, budget_s=budget_s, min_rounds=_MIN_ROUNDS
-    )
-    hk, persistent = times["hk"], times["persistent"]
+    rounds = _time_rounds({route: [call] for route, call in calls.items()}, budget_s)
+    quiet = [one for one in rounds if one.waited_share <= _QUIET_SHARE]
+    enough = len(quiet) >= _MIN_ROUNDS
+    counted = quiet if enough else sorted(rounds, key=lambda one: one.waited_share)[:_MIN_ROUNDS]
+    ratios = [one.ms["hk"] / one.ms["persistent"] for one in counted]
+    p50_us = {route: 1e3 * statistics.median(one.ms[route] for one in counted) for route in ROUTES}
     return Measurement(
         point=point,
-        hk_us=hk.p50 * 1e3,
-        persistent_us=persistent.p50 * 1e3,
-        ratio=hk.ratio_to(persistent),
-        noise_pct=noise_pct([a / b for a, b in zip(hk.ms, persistent.ms, strict=True)]),
+        hk_us=p50_us["hk"],
+        persistent_us=p50_us["persistent"],
+        ratio=statistics.median(ratios),
+        noise_pct=noise_pct(ratios) if enough else 100.0,
         hk_err=checks["hk"].max_err,
         persistent_err=checks["persistent"].max_err,
-        rounds=len(hk.ms),
+        rounds=len(counted),
     )
+
+
+def context_lengths(point: Point, spread: float) -> tuple[int, ...]:
+    """Return the context of each request: evenly spread over kv_len * (1 +- spread), shuffled.
+
+    Their mean is the point's kv_len; none is shorter than the key's q_len.
+    """
+    batch = point.batch
+    lengths = [
+        max(point.key.q_len, round(point.kv_len * (1 + spread * (2 * (i + 0.5) / batch - 1))))
+        for i in range(batch)
+    ]
+    random.Random(0).shuffle(lengths)
+    return tuple(lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    ms: dict[str, float]
+    waited_share: float
+
+
+def _time_rounds(thunks: dict[str, list[timing.Thunk]], budget_s: float) -> list[_Round]:
+    """Time rounds until enough were quiet or the seconds are spent."""
+    deadline = time.monotonic() + budget_s
+    timing.measure(thunks, rounds=1, warmup=2)
+    rounds: list[_Round] = []
+    waits: list[float] = []
+    while True:
+        waits[:] = [_waited_ms()]
+        times = timing.measure(
+            thunks, rounds=_MIN_ROUNDS, warmup=0, on_round=lambda: waits.append(_waited_ms())
+        )
+        for index, (before, after) in enumerate(itertools.pairwise(waits)):
+            ms = {route: times[route].ms[index] for route in thunks}
+            rounds.append(_Round(ms, (after - before) / sum(ms.values())))
+        quiet = sum(one.waited_share <= _QUIET_SHARE for one in rounds)
+        if quiet >= _ENOUGH_ROUNDS or time.monotonic() > deadline:
+            return rounds
+
+
+def _waited_ms() -> float:
+    """Milliseconds that threads of this process were ready but had no CPU; 0 where not counted."""
+    waited_ns = 0
+    for stat in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):  # a thread may just have ended
+            waited_ns += int(stat.read_text().split()[1])
+    return waited_ns * 1e-6
 
 
 def noise_pct(ratios: list[float]) -> float:
@@ -149,12 +215,12 @@ def noise_pct(ratios: list[float]) -> float:
 
 
 def _sweep(
-    points: tuple[Point, ...], results: Path, where: target.Target, budget_s: float
+    points: tuple[Point, ...], results: Path, where: target.Target, budget_s: float, spread: float
 ) -> list[Measurement]:
     deadline = time.monotonic() + budget_s
 
     def timed(point: Point, left: int) -> Measurement:
-        return measure(point, where, max(0.0, deadline - time.monotonic()) / left)
+        return measure(point, where, max(0.0, deadline - time.monotonic()) / left, spread)
 
     with Progress(console=console(stderr=True), transient=True) as progress:
         task = progress.add_task("points", total=len(points))
@@ -190,6 +256,6 @@ def _comments(machine: str, when: str) -> list[str]:
     return [
         shlex.join(words),
         f"{machine}; torch {timing.Machine.here().torch}; {when}",
-        "p50 of a whole call, plan made beforehand, routes in interleaved rounds; runner_up_us is",
-        "us times the median ratio of the rounds. Evidence: the row's decided point of least gain.",
+        "p50 of a whole call, plan made beforehand, over quiet rounds that interleave the routes;",
+        "runner_up_us is us times the median ratio. A row shows its decided point of least gain.",
     ]

@@ -2,6 +2,7 @@
 #include "kernel_table.h"
 
 #include <array>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
@@ -19,6 +20,7 @@ struct Table {
   std::unordered_map<std::string, const Kernel*> kernels;
   std::vector<std::unique_ptr<Kernel>> owned;
   Loader loader = nullptr;
+  std::atomic<uint64_t> generation{0};
 };
 
 Table& table() {
@@ -59,7 +61,10 @@ void load_kernel(DeviceKind device, const std::string& name, const std::string& 
 void clear_kernels() {
   const std::unique_lock lock(table().mutex);
   table().kernels.clear();
+  ++table().generation;
 }
+
+uint64_t KernelMemo::generation() { return table().generation.load(std::memory_order_acquire); }
 
 void set_loader(Loader loader) { table().loader = loader; }
 

@@ -15,6 +15,29 @@ enum class DeviceKind : int32_t { cpu = 0 };
 /// @throws Error when the kernel is not loaded and the loader could not help
 const Kernel& find_kernel(DeviceKind device, const std::string& name);
 
+/// Remembers the last kernel of one call site, so that a decode step builds no name and takes no lock.
+class KernelMemo {
+ public:
+  /// @param key whatever tells the site's kernels apart
+  /// @param name makes the name; called on a change of key only
+  template <class Name>
+  const Kernel& find(DeviceKind device, uint64_t key, Name name) {
+    const uint64_t now = generation();
+    if (kernel_ == nullptr || key != key_ || now != generation_) {
+      kernel_ = &find_kernel(device, name());
+      key_ = key;
+      generation_ = now;
+    }
+    return *kernel_;
+  }
+
+ private:
+  static uint64_t generation();  // grows when kernels are forgotten
+
+  const Kernel* kernel_ = nullptr;
+  uint64_t key_ = 0, generation_ = 0;
+};
+
 /// Loads an artefact under a name; loading a name again is a no-op.
 void load_kernel(DeviceKind device, const std::string& name, const std::string& path, const std::string& symbol);
 

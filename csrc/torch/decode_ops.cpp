@@ -10,11 +10,15 @@ namespace {
 constexpr int64_t kRowsPerTile = 128;  // as tile::DecodeTiles::kRows
 constexpr int64_t kCacheAlignment = 16;  // bytes; what vector loads and direct-to-LDS copies need
 
-/// Finds `module/qk-v-q-kv`, remembering the last kernel of this module so that a decode step builds no string.
-const runtime::Kernel& decode_kernel(const char* module, const Tensor& q, int64_t head_dim_v, abi::DType q_dtype,
-                                     abi::DType kv_dtype) {
-  return runtime::find_kernel(device_of(q), runtime::join(module, "/", q.size(2), "-", head_dim_v, "-",
-                                                          dtype_name(q_dtype), "-", dtype_name(kv_dtype)));
+/// Finds `module/qk-v-q-kv`.
+const runtime::Kernel& decode_kernel(runtime::KernelMemo& memo, const char* module, const Tensor& q,
+                                     const Tensor& kv_buffer, int64_t head_dim_v) {
+  const abi::DType q_dtype = dtype_of("q", q), kv_dtype = dtype_of("kv_buffer", kv_buffer);
+  const auto key = static_cast<uint64_t>(q.size(2)) << 32 | static_cast<uint64_t>(head_dim_v) << 16 |
+                   static_cast<uint64_t>(q_dtype) << 8 | static_cast<uint64_t>(kv_dtype);
+  return memo.find(device_of(q), key, [&] {
+    return runtime::join(module, "/", q.size(2), "-", head_dim_v, "-", dtype_name(q_dtype), "-", dtype_name(kv_dtype));
+  });
 }
 
 void check_cache(const Tensor& kv, abi::DType type) {
@@ -103,7 +107,8 @@ void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Ten
   }
   // an empty batch still clears the rows of o that nobody owns
   const int64_t blocks = std::max<int64_t>(int64_t{p.batch} * p.row_tiles * num_splits, 1);
-  decode_kernel("mla_decode_hk", q, o.size(2), dtype_of("q", q), dtype_of("kv_buffer", kv_buffer))
+  thread_local runtime::KernelMemo memo;
+  decode_kernel(memo, "mla_decode_hk", q, kv_buffer, o.size(2))
       .launch(&p, sizeof(p), blocks, nullptr);
 }
 
@@ -124,7 +129,8 @@ void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor 
   p.partial_lse = float_data("partial_lse", partial_lse, p.partial_rows * p.nhead);
   const int64_t clusters = work_indptr.numel() - 1;
   if (clusters == 0) return;
-  decode_kernel("mla_decode_persistent", q, o.size(2), dtype_of("q", q), dtype_of("kv_buffer", kv_buffer))
+  thread_local runtime::KernelMemo memo;
+  decode_kernel(memo, "mla_decode_persistent", q, kv_buffer, o.size(2))
       .launch(&p, sizeof(p), clusters, nullptr);
 }
 

@@ -45,7 +45,8 @@ void mla_plan(Tensor qo_indptr, Tensor kv_indptr, OptionalTensor kv_last_page_le
   p.causal = causal;
   p.intra_batch_mode = intra_batch_mode;
   p.num_kv_splits = static_cast<int32_t>(num_kv_splits);
-  runtime::find_kernel(device_of(qo_indptr), "mla_plan").launch(&p, sizeof(p), 1, nullptr);
+  thread_local runtime::KernelMemo memo;
+  memo.find(device_of(qo_indptr), 0, [] { return "mla_plan"; }).launch(&p, sizeof(p), 1, nullptr);
 }
 
 }  // namespace hipdecode::torch_ops

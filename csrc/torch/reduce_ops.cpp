@@ -37,7 +37,8 @@ void mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr,
   p.head_dim_v = static_cast<int32_t>(head_dim_v);
   if (p.tiles == 0 || p.rows_o == 0) return;
   const int64_t blocks = std::min<int64_t>(4 * runtime::cpu_threads(), p.rows_o);
-  runtime::find_kernel(device_of(partial_output), "mla_reduce").launch(&p, sizeof(p), blocks, nullptr);
+  thread_local runtime::KernelMemo memo;
+  memo.find(device_of(partial_output), 0, [] { return "mla_reduce"; }).launch(&p, sizeof(p), blocks, nullptr);
 }
 
 }  // namespace hipdecode::torch_ops

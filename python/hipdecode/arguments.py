@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from .errors import BadArgument, WorkspaceError
 from .plan import MlaPlan
-from .support import HEAD_DIMS
+from .support import HEAD_DIMS, check_supported
 
 DTYPE_NAMES = {
     torch.bfloat16: "bf16",
@@ -44,7 +46,32 @@ def check_tensor(
     good = isinstance(value, Tensor) and value.dtype == dtype and value.device == device
     if not good or (contiguous and not value.is_contiguous()):  # type: ignore[attr-defined]
         kind = "contiguous " if contiguous else ""
-        raise BadArgument(f"{name}: expected a {kind}{dtype} tensor on {device}, got {describe(value)}")
+        raise BadArgument(
+            f"{name}: expected a {kind}{dtype} tensor on {device}, got {describe(value)}"
+        )
+
+
+def check_int(name: str, value: object, low: int, high: int = 2**31 - 1) -> None:
+    """Requires an int in [low, high].
+
+    Raises:
+        BadArgument: it is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BadArgument(f"{name}: expected an int from {low} to {high}, got {value!r}")
+
+
+def check_scale(sm_scale: float | None, head_dim_qk: int) -> float:
+    """The softmax scale, 1 / sqrt(head_dim_qk) by default.
+
+    Raises:
+        BadArgument: it is no finite number.
+    """
+    if sm_scale is None:
+        return float(head_dim_qk**-0.5)
+    if not isinstance(sm_scale, int | float) or not math.isfinite(sm_scale):
+        raise BadArgument(f"sm_scale: expected a finite number or None, got {sm_scale!r}")
+    return float(sm_scale)
 
 
 def check_inputs(
@@ -66,18 +93,19 @@ def check_inputs(
     for name, value, dim in (("q", q, 3), ("kv_buffer", kv_buffer, 4)):
         if not isinstance(value, Tensor) or value.dim() != dim or value.dtype not in DTYPE_NAMES:
             names = ", ".join(DTYPE_NAMES.values())
-            raise BadArgument(f"{name}: expected a {dim}-D tensor of {names}, got {describe(value)}")
+            raise BadArgument(
+                f"{name}: expected a {dim}-D tensor of {names}, got {describe(value)}"
+            )
     if q.device.type != "cpu":
         raise BadArgument(f"q: expected a tensor on the CPU, got {describe(q)}; move it")
-    rows, nhead, head_dim_qk = q.shape
+    _, nhead, head_dim_qk = q.shape
     if q.stride(2) != 1 or not 1 <= nhead <= 128:
         raise BadArgument(
             f"q: expected [rows, nhead 1..128, head_dim_qk] with a contiguous last dimension, "
             f"got {describe(q)}"
         )
     _check_cache(kv_buffer, head_dim_qk, q.device)
-    if isinstance(max_seqlen_q, bool) or not isinstance(max_seqlen_q, int) or max_seqlen_q < 1:
-        raise BadArgument(f"max_seqlen_q: expected an int of at least 1, got {max_seqlen_q!r}")
+    check_int("max_seqlen_q", max_seqlen_q, 1)
     for name, value in (
         ("qo_indptr", qo_indptr),
         ("kv_indptr", kv_indptr),
@@ -90,19 +118,23 @@ def check_inputs(
             f"qo_indptr, kv_indptr: expected [batch + 1] each, got {describe(qo_indptr)} and "
             f"{describe(kv_indptr)}"
         )
-    return batch, _HEAD_DIM_V.get(head_dim_qk, head_dim_qk)
+    if head_dim_qk not in _HEAD_DIM_V:
+        check_supported(
+            nhead=nhead,
+            q_len=max_seqlen_q,
+            dtypes=(DTYPE_NAMES[q.dtype], DTYPE_NAMES[kv_buffer.dtype]),
+            head_dims=(head_dim_qk, head_dim_qk),
+            page_size=kv_buffer.shape[1],
+        )
+    return batch, _HEAD_DIM_V[head_dim_qk]
 
 
 def _check_cache(kv_buffer: Tensor, head_dim_qk: int, device: torch.device) -> None:
     step = kv_buffer.element_size()
-    aligned = not any(
-        value % _ROW_ALIGNMENT
-        for value in (
-            kv_buffer.storage_offset() * step,
-            kv_buffer.stride(0) * step,
-            kv_buffer.stride(1) * step,
-        )
-    )
+    starts = [kv_buffer.stride(0) * step, kv_buffer.stride(1) * step]
+    if not torch.compiler.is_compiling():  # addresses are unknown there; the operator checks them
+        starts.append(kv_buffer.data_ptr())
+    aligned = not any(start % _ROW_ALIGNMENT for start in starts)
     good = kv_buffer.shape[1] >= 1 and kv_buffer.shape[2:] == (1, head_dim_qk)
     if not (good and aligned and kv_buffer.stride(3) == 1 and kv_buffer.device == device):
         raise BadArgument(

@@ -13,18 +13,23 @@ from . import ops
 from .arguments import (
     DTYPE_NAMES,
     check_inputs,
+    check_int,
     check_lse,
     check_page_lens,
     check_plan,
+    check_scale,
     check_scale_pair,
+    describe,
     output_for,
 )
 from .dispatch import DecodeShape, log_shape, logger, route_mla_decode
+from .errors import BadArgument
 from .plan import MlaPlan, plan_mla_decode
 from .workspace import SplitScratch, Workspace, default_workspace
 
 _ROW_TILE = 128
 """Query rows of an hk block: tile::DecodeTiles::kRows."""
+MAX_SPLITS = 1024
 
 
 def mla_decode(
@@ -96,6 +101,11 @@ def mla_decode(
     check_scale_pair(q_scale, kv_scale, q.device)
     check_page_lens(kv_last_page_lens, batch, q.device)
     rows, nhead, head_dim_qk = q.shape
+    scale = check_scale(sm_scale, head_dim_qk)
+    if num_splits is not None:
+        check_int("num_splits", num_splits, 1, MAX_SPLITS)
+    if workspace is not None and not isinstance(workspace, Workspace):
+        raise BadArgument(f"workspace: expected a Workspace or None, got {describe(workspace)}")
     page_size = kv_buffer.shape[1]
     out = output_for(out, q, head_dim_v)
     if lse is None and return_lse:
@@ -132,7 +142,6 @@ def mla_decode(
             total_kv=kv_indices.numel(),
             planned=plan is not None,
         )
-    scale = head_dim_qk**-0.5 if sm_scale is None else float(sm_scale)
     inputs = (q, kv_buffer, out, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens)
     scales = (q_scale, kv_scale)
     if chosen == "hk":
@@ -250,7 +259,8 @@ def _splits(
             q.new_empty((rows * num_splits, nhead), dtype=torch.float32),
             q.new_zeros((counters,), dtype=torch.int32),
         )
-    workspace = workspace or default_workspace(q.device)
+    if workspace is None:
+        workspace = default_workspace(q.device)
     return workspace.splits(rows, nhead, head_dim_v, num_splits, counters)
 
 
@@ -271,7 +281,8 @@ def _own_plan(
     traced = workspace is None and torch.compiler.is_compiling()
     key = (batch, nhead, max_seqlen_q, head_dim_v, torch.get_num_threads())
     if not traced:
-        workspace = workspace or default_workspace(q.device)
+        if workspace is None:
+            workspace = default_workspace(q.device)
         kept = workspace.plan(key)
     plan = plan_mla_decode(
         qo_indptr,

@@ -62,7 +62,7 @@ def _load() -> ctypes.CDLL:
     from .jit import ensure_binding
 
     path = str(ensure_binding())
-    torch.ops.load_library(path)
+    torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     library = ctypes.CDLL(path)
     prototype = ctypes.CFUNCTYPE(
         ctypes.c_int, ctypes.c_int32, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64

@@ -228,14 +228,13 @@ def _sizes(need: _Bounds) -> _Six:
     )
 
 
-def _check_index(name: str, tensor: Tensor, numel: int | None, device: torch.device) -> None:
+def _check_index(name: str, tensor: Tensor, least: int, device: torch.device) -> None:
     if not isinstance(tensor, Tensor):
         raise BadArgument(f"{name}: expected an int32 tensor, got {type(tensor).__name__}")
-    sized = tensor.numel() >= 1 if numel is None else tensor.numel() == numel
-    if tensor.dtype != torch.int32 or tensor.dim() != 1 or not sized or not tensor.is_contiguous():
-        size = "batch + 1" if numel is None else numel
+    sized = tensor.dim() == 1 and tensor.numel() >= least
+    if tensor.dtype != torch.int32 or not sized or not tensor.is_contiguous():
         raise BadArgument(
-            f"{name}: expected a contiguous int32 tensor [{size}], got "
+            f"{name}: expected a contiguous int32 tensor of at least {least} elements, got "
             f"{tensor.dtype} {list(tensor.shape)} with strides {list(tensor.stride())}"
         )
     if tensor.device != device:
@@ -245,10 +244,11 @@ def _check_index(name: str, tensor: Tensor, numel: int | None, device: torch.dev
 def _check_lengths(
     qo_indptr: Tensor, kv_indptr: Tensor, kv_last_page_lens: Tensor | None
 ) -> tuple[int, torch.device]:
-    device = kv_indptr.device if isinstance(kv_indptr, Tensor) else torch.device("cpu")
-    _check_index("kv_indptr", kv_indptr, None, device)
-    _check_index("qo_indptr", qo_indptr, kv_indptr.numel(), device)
-    batch = kv_indptr.numel() - 1
+    # qo_indptr says how many requests there are; callers pass the others at full capacity
+    device = qo_indptr.device if isinstance(qo_indptr, Tensor) else torch.device("cpu")
+    _check_index("qo_indptr", qo_indptr, 1, device)
+    batch = qo_indptr.numel() - 1
+    _check_index("kv_indptr", kv_indptr, batch + 1, device)
     if kv_last_page_lens is not None:
         _check_index("kv_last_page_lens", kv_last_page_lens, batch, device)
     return batch, device

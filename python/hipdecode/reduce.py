@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .arguments import check_lse, check_output, check_tensor, describe
+from .arguments import check_int, check_lse, check_output, check_tensor, describe
 from .errors import BadArgument
 
 
@@ -42,14 +42,18 @@ def mla_reduce(
         BadArgument: an argument has a wrong type, shape or range; nothing was written.
     """
     if not isinstance(partial_output, Tensor) or partial_output.dim() not in (3, 4):
-        raise BadArgument(f"partial_output: expected a 3-D or 4-D tensor, got {describe(partial_output)}")
+        raise BadArgument(
+            f"partial_output: expected a 3-D or 4-D tensor, got {describe(partial_output)}"
+        )
     nhead, head_dim_v = partial_output.shape[-2:]
     device = partial_output.device
     check_tensor("partial_output", partial_output, torch.float32, device, contiguous=True)
     rows = partial_output.numel() // max(nhead * head_dim_v, 1)
     check_tensor("partial_lse", partial_lse, torch.float32, device, contiguous=True)
     if partial_lse.numel() < rows * nhead:
-        raise BadArgument(f"partial_lse: expected {rows * nhead} elements, got {partial_lse.numel()}")
+        raise BadArgument(
+            f"partial_lse: expected {rows * nhead} elements, got {partial_lse.numel()}"
+        )
     for name, index in (
         ("reduce_indptr", reduce_indptr),
         ("reduce_final_map", reduce_final_map),
@@ -63,11 +67,8 @@ def mla_reduce(
             f"reduce_indptr, reduce_final_map: expected [tiles + 1] and [tiles, 2], got "
             f"{describe(reduce_indptr)} and {describe(reduce_final_map)}"
         )
-    if max_seqlen_q < 1 or num_kv_splits < 0:
-        raise BadArgument(
-            f"max_seqlen_q, num_kv_splits: expected at least 1 and 0, got {max_seqlen_q} "
-            f"and {num_kv_splits}"
-        )
+    check_int("max_seqlen_q", max_seqlen_q, 1)
+    check_int("num_kv_splits", num_kv_splits, 0)
     check_output("final_output", final_output, None, nhead, head_dim_v, device)
     check_lse(final_lse, final_output.shape[0], nhead, device, name="final_lse")
     ops.ensure_kernel("mla_reduce")

@@ -34,9 +34,12 @@ typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t BitVec __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t HalfVec __attribute__((vector_size(kLanes * 2)));
-typedef uint8_t ByteVec __attribute__((vector_size(kLanes)));
+typedef int16_t ShortVec __attribute__((vector_size(kLanes * 2)));
+typedef int8_t CharVec __attribute__((vector_size(kLanes)));
 
 inline constexpr int kCacheLine = 64;
+inline constexpr int16_t kFp8Fields = static_cast<int16_t>(0xbf80);  // sign, exponent, mantissa moved up by 7
+inline constexpr int16_t kFp8NegativeZero = static_cast<int16_t>(0x8000);
 inline constexpr float kInfinity = __builtin_inff();
 
 TILE_FN Vec splat(float value) { return Vec{} + value; }
@@ -80,12 +83,9 @@ TILE_FN Vec widen(const typename Storage<kType>::Type* source) {
   } else {
     // e4m3 placed on top of fp16's fields differs only in exponent bias: 15 against 7 (fn) or 8 (fnuz)
     constexpr bool kFn = kType == abi::DType::fp8_e4m3fn;
-    const HalfVec x = __builtin_convertvector(load<ByteVec>(source), HalfVec);
-    const HalfVec half = (x & 0x7f) << 7 | (x & 0x80) << 8;
-    const Vec value = widen_half(half) * splat(kFn ? 0x1p8f : 0x1p7f);
-    const HalfVec code = kFn ? x & 0x7f : x;
-    const BitVec nan = (BitVec)(__builtin_convertvector(code, IntVec) == (kFn ? 0x7f : 0x80));
-    return (Vec)((BitVec)value | (nan & 0x7fc00000u));
+    const ShortVec half = __builtin_convertvector(load<CharVec>(source), ShortVec) << 7 & (ShortVec{} + kFp8Fields);
+    const ShortVec nan = kFn ? (half & 0x3f80) == 0x3f80 : half == kFp8NegativeZero;
+    return widen_half((HalfVec)(half | (nan & 0x7fff))) * splat(kFn ? 0x1p8f : 0x1p7f);
   }
 }
 

@@ -54,11 +54,14 @@ struct WordsBf16 {
     static constexpr Fp8ToBf16<kType> kTable{};
     const __m512i codes = half ? _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)source))
                                : _mm512_loadu_si512(source);
-    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kTable.low), codes, _mm512_load_si512(kTable.low + 64));
+    __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kTable.low), codes, _mm512_load_si512(kTable.low + 64));
     __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(kTable.high), codes, _mm512_load_si512(kTable.high + 64));
     high = _mm512_or_si512(high, _mm512_and_si512(codes, _mm512_set1_epi8(-128)));
-    if constexpr (kType == abi::DType::fp8_e4m3fnuz)  // 0x80 is not minus zero but NaN
-      high = _mm512_mask_mov_epi8(high, _mm512_cmpeq_epi8_mask(codes, _mm512_set1_epi8(-128)), _mm512_set1_epi8(-1));
+    if constexpr (kType == abi::DType::fp8_e4m3fnuz) {  // 0x80 is not minus zero but NaN
+      const __mmask64 nan = _mm512_cmpeq_epi8_mask(codes, _mm512_set1_epi8(-128));
+      low = _mm512_mask_mov_epi8(low, nan, _mm512_set1_epi8(-1));
+      high = _mm512_mask_mov_epi8(high, nan, _mm512_set1_epi8(-1));
+    }
     const __m512i first = _mm512_unpacklo_epi8(low, high), second = _mm512_unpackhi_epi8(low, high);
     if (half) {
       _mm256_store_si256((__m256i*)out, _mm512_castsi512_si256(first));

@@ -129,14 +129,23 @@ def write(
         ) from error
 
 
-def _read(folder: Path, abi_version: int) -> Manifest:
-    manifest = read_manifest(folder)
+def check_abi(folder: Path, manifest: Manifest, abi_version: int) -> None:
+    """Holds a folder against the ABI version of the sources.
+
+    Raises:
+        BuildError: they differ; names both.
+    """
     if manifest["abi_version"] != abi_version:
         raise BuildError(
             f"prebuilt folder {folder}: expected ABI version {abi_version}, got "
             f"{manifest['abi_version']}; write it anew with `hipdecode build --out {folder}` "
             "of this version of hipdecode, or unset HIPDECODE_PREBUILT"
         )
+
+
+def _read(folder: Path, abi_version: int) -> Manifest:
+    manifest = read_manifest(folder)
+    check_abi(folder, manifest, abi_version)
     return manifest
 
 

@@ -68,7 +68,6 @@ BAD: dict[str, tuple[str, Change]] = {
     "qo_indptr-list": ("qo_indptr", lambda i: {"qo_indptr": [0, 2, 3]}),
     "kv_indptr-int64": ("kv_indptr", lambda i: {"kv_indptr": i["kv_indptr"].long()}),
     "kv_indptr-shorter": ("kv_indptr", lambda i: {"kv_indptr": i["kv_indptr"][:-1]}),
-    "kv_indptr-longer": ("kv_indptr", lambda i: {"kv_indptr": i["kv_indptr"].repeat(2)}),
     "kv_indptr-strided": ("kv_indptr", lambda i: {"kv_indptr": _strided(i["kv_indptr"])}),
     "kv_indices-int64": ("kv_indices", lambda i: {"kv_indices": i["kv_indices"].long()}),
     "kv_indices-strided": ("kv_indices", lambda i: {"kv_indices": _strided(i["kv_indices"])}),

@@ -56,6 +56,21 @@ def test_mla_decode_skips_page_ids_past_the_pool(
     compare.assert_decode_matches(case, inputs, out, lse, target=target, call=route)
 
 
+# Engines keep one buffer for the largest batch; the batch of a call is that of qo_indptr.
+@pytest.mark.parametrize("route", ROUTES)
+def test_mla_decode_ignores_entries_past_the_batch(
+    target: str, device: torch.device, route: str
+) -> None:
+    case = Case(kv_lens=(100, 0, 90), q_lens=(2, 1, 1), page_size=16)
+    inputs = cases.make_inputs(case)
+    garbage = torch.full((6,), 2**31 - 1, dtype=torch.int32)
+    longer = cases.to_device(inputs, device).copy()
+    for name in ("kv_indptr", "kv_last_page_lens", "kv_indices"):
+        longer[name] = torch.cat([longer[name], garbage.to(device)])
+    out, lse = decode(longer, route)
+    compare.assert_decode_matches(case, inputs, out, lse, target=target, call=route)
+
+
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("kv_dtype", ["bf16", "fp8_e4m3fn", "fp8_e4m3fnuz"])
 def test_mla_decode_propagates_nan_of_a_visible_token_only(

@@ -25,7 +25,7 @@ test: build  ## the suite without slow and GPU tests
 	$(PY) -m pytest op_tests -m "not slow and not gpu" $(PYTEST_ARGS)
 
 build: install  ## every registered kernel, in parallel, so that tests do not wait for compilers
-	$(PY) -m hipdecode.cli build --target $(TARGET)
+	$(PY) -m hipdecode.cli build --target $(TARGET) --all
 
 lint: $(STAMP)-dev  ## style and types, nothing is rewritten
 	$(PY) -m ruff check .

@@ -43,7 +43,7 @@ def test_kernel_raises_when_the_name_is_wrong(name: str, message: str) -> None:
 
 def test_flags_raise_when_the_module_is_not_built_for_the_target() -> None:
     held = registry.default()
-    with pytest.raises(RegistryError, match="mla_plan: expected a target out of .*got 'gfx950'"):
+    with pytest.raises(RegistryError, match=r"mla_plan: expected a target out of .*got 'gfx950'"):
         held.flags(held.kernel("mla_plan"), "gfx950")
 
 
@@ -65,7 +65,10 @@ def test_flags_of_a_module_follow_those_of_the_target(tree: Path) -> None:
         ({"allowed": [{"m": [1]}]}, r"module tiny: allowed: expected choices for \['n'\]"),
         ({"targets": {}}, "module tiny: targets: expected minProperties 1"),
         ({"targets": {"gfx950": {}}}, r"module tiny: targets: expected names .*got \['gfx950'\]"),
-        ({"targets": {"cpu-avx2": {"flag": []}}}, "module tiny: targets.cpu-avx2: expected no other"),
+        (
+            {"targets": {"cpu-avx2": {"flag": []}}},
+            "module tiny: targets.cpu-avx2: expected no other",
+        ),
         ({"instantiate": "{m}"}, r"module tiny: instantiate: expected only .*got \['m'\]"),
         ({"instantiate": "{n"}, "module tiny: instantiate: expected balanced"),
         ({"instantiate": "{__import__('os')}"}, "module tiny: instantiate: expected only"),

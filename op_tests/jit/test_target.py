@@ -66,7 +66,7 @@ def test_every_listed_name_resolves() -> None:
 
 
 def test_resolve_raises_when_the_name_is_unknown() -> None:
-    with pytest.raises(TargetError, match="expected one of cpu, .*, got 'gfx90a'"):
+    with pytest.raises(TargetError, match=r"expected one of cpu, .*, got 'gfx90a'"):
         target.resolve("gfx90a")
 
 

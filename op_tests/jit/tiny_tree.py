@@ -81,5 +81,7 @@ if __name__ == "__main__":
     tree = Path(sys.argv[1])
     paths.source_root = lambda: tree  # type: ignore[assignment]
     cxx = sys.argv[3] if len(sys.argv) > 3 else None
-    with settings.override(cache_dir=Path(sys.argv[2]), cxx=cxx, no_build=False, prebuilt=None):
+    with settings.override(
+        cache_dir=Path(sys.argv[2]), cxx=cxx, no_build=False, prebuilt=None, log=settings.LOG_BUILDS
+    ):
         print(jit.ensure_kernel(TARGET, "tiny/1").path)

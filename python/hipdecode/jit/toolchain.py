@@ -21,7 +21,8 @@ _CANDIDATES = ("g++", "clang++", "c++")
 _TAIL_LINES = 40
 _TIME_LIMIT_S = 900
 _NO_SPACE = "No space left on device"
-_identities: dict[str, tuple[str, str]] = {}
+_Identities = dict[str, tuple[str, str]]
+_identities: dict[Path, _Identities] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,14 @@ def find() -> Compiler:
         ToolchainError: there is none, or it cannot be started or does not say who it is.
     """
     command = _command()
-    stamp = _stamp(command)
-    if stamp not in _identities:
-        _identities.update(_read_memo())
-    if stamp not in _identities:
-        _identities[stamp] = (_ask(command, "--version"), _ask(command, "-dumpmachine"))
-        _write_memo(stamp)
-    return Compiler(command, *_identities[stamp])
+    memo, stamp = _memo_path(), _stamp(command)
+    known = _identities.setdefault(memo, {})
+    if stamp not in known:
+        known.update(_read_memo(memo))
+    if stamp not in known:
+        known[stamp] = (_ask(command, "--version"), _ask(command, "-dumpmachine"))
+        _write_memo(memo, {stamp: known[stamp]})
+    return Compiler(command, *known[stamp])
 
 
 def run(subject: str, command: Sequence[str], folder: Path, log: Path) -> None:
@@ -168,18 +170,17 @@ def _memo_path() -> Path:
     return paths.cache_dir() / "compilers.json"
 
 
-def _read_memo() -> dict[str, tuple[str, str]]:
+def _read_memo(path: Path) -> _Identities:
     try:
-        memo = json.loads(_memo_path().read_text(encoding="utf-8"))
+        memo = json.loads(path.read_text(encoding="utf-8"))
         return {stamp: (str(version), str(machine)) for stamp, (version, machine) in memo.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _write_memo(stamp: str) -> None:
+def _write_memo(path: Path, more: _Identities) -> None:
     """Best effort: losing the memo costs the next process two short runs of the compiler."""
-    memo = {**_read_memo(), stamp: _identities[stamp]}
-    path = _memo_path()
+    memo = _read_memo(path) | more
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".compilers-")

@@ -196,6 +196,7 @@ OP_CHANGES: dict[str, tuple[int, object]] = {
 }
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", OP_CHANGES)
 def test_mla_decode_hk_op_raises_instead_of_reading_wild(name: str) -> None:
     i = cases.make_inputs(CASE)

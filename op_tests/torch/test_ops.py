@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hipdecode
+from hipdecode.errors import WorkspaceError
 from hipdecode.testing import cases, compare
 from hipdecode.testing.calls import decode, prepared
 from hipdecode.testing.cases import Case, MlaInputs
@@ -61,12 +62,14 @@ def _op_arguments(name: str) -> tuple[object, ...]:
 OPS = ("mla_decode_hk", "mla_decode_persistent", "mla_reduce", "mla_plan")
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", OPS)
 def test_op_passes_opcheck(name: str) -> None:
     op = getattr(torch.ops.hipdecode, name).default
     torch.library.opcheck(op, _op_arguments(name))
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", OPS)
 def test_op_runs_on_fake_tensors(name: str) -> None:
     arguments = _op_arguments(name)
@@ -88,6 +91,17 @@ def test_mla_decode_compiles_without_graph_breaks(
         out, lse = compiled(inputs, route)
         assert torch.equal(out, want)
         assert torch.equal(lse, want_lse)
+
+
+def test_compiled_mla_decode_follows_new_lengths(target: str, device: torch.device) -> None:
+    compiled = torch.compile(hipdecode.mla_decode, fullgraph=True, backend="aot_eager")
+    for seed, kv_lens in enumerate(((300, 70), (1, 0), (290, 80))):
+        case = Case(nhead=12, q_lens=(2, 1), kv_lens=kv_lens, page_size=16, seed=seed)
+        inputs, want = prepared(case)
+        out, lse = compiled(**cases.to_device(inputs, device), return_lse=True)
+        compare.assert_decode_matches(
+            case, inputs, out, lse, target=target, want=want, call="compiled"
+        )
 
 
 class _Recorder(TorchDispatchMode):
@@ -144,6 +158,31 @@ def test_mla_decode_reuses_its_default_workspace(route: str, device: torch.devic
     half = len(recorder.addresses) // 2
     assert half > 0
     assert recorder.addresses[:half] == recorder.addresses[half:]
+
+
+def test_mla_decode_uses_the_workspace_of_the_caller(target: str, device: torch.device) -> None:
+    inputs, want = prepared(CASE)
+    placed = cases.to_device(inputs, device)
+    workspace = hipdecode.Workspace(device)
+    for route in ROUTES:
+        out, lse = decode(placed, route, workspace=workspace)
+        compare.assert_decode_matches(CASE, inputs, out, lse, target=target, want=want, call=route)
+    assert workspace.nbytes > 0
+    held = workspace.nbytes
+    for route in ROUTES:
+        decode(placed, route, workspace=workspace)
+    assert workspace.nbytes == held
+    with pytest.raises(WorkspaceError, match="max_bytes"):
+        decode(placed, "hk-3", workspace=hipdecode.Workspace(device, max_bytes=1000))
+
+
+@pytest.mark.parametrize("kv_len", [None, 1, 100, 1_000_000])
+def test_mla_decode_takes_the_average_length_as_a_hint_only(
+    kv_len: int | None, target: str, device: torch.device
+) -> None:
+    inputs, want = prepared(CASE)
+    out = hipdecode.mla_decode(**cases.to_device(inputs, device), kv_len=kv_len)
+    compare.assert_decode_matches(CASE, inputs, out, None, target=target, want=want)
 
 
 def test_mla_decode_is_right_on_two_threads_at_once(target: str, device: torch.device) -> None:

@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 
 VENV := $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --disable-pip-version-check --quiet
+PIP := $(PY) -m pip install --disable-pip-version-check -qq
 # Names the checkout too: an environment shared by two checkouts serves the one installed last.
 STAMP := $(VENV)/.hipdecode-$(shell echo '$(CURDIR)' | cksum | cut -d' ' -f1)
 

@@ -65,6 +65,11 @@ def test_prebuilt_kernel_of_other_sources_is_not_used(bare: Path, tree: Path) ->
     (tree / "csrc/parts/part.h").write_text("constexpr int kPart = 50;\n")
     with pytest.raises(ToolchainError, match="holds tiny/1 for cpu-generic made from other"):
         ensure()
+    with (
+        settings.override(no_build=True),
+        pytest.raises(BuildError, match=r"HIPDECODE_NO_BUILD: (.|\n)*made from other"),
+    ):
+        ensure()
 
 
 def test_kernel_that_the_folder_lacks_is_compiled(folder: Path, cache_dir: Path) -> None:

@@ -102,11 +102,11 @@ def ensure_binding() -> Path:
         entry = plan.entry(compiler)
         if not cache.is_complete(entry):
             if settings.current().no_build:
-                raise _forbidden(f"it is not in {paths.cache_dir()}")
+                raise _forbidden(f"it is not in {paths.cache_dir()}{reason}")
             cache.get_or_build(entry, lambda folder: _compile(plan, compiler, folder))
     except ToolchainError as error:
         if settings.current().no_build:
-            raise _forbidden(str(error)) from error
+            raise _forbidden(f"{error}{reason}") from error
         raise ToolchainError(f"{error}{reason}") from error
     return entry / _ARTEFACT
 
@@ -159,5 +159,5 @@ def _compile(plan: BindingRecipe, compiler: toolchain.Compiler, folder: Path) ->
 def _forbidden(why: str) -> BuildError:
     return BuildError(
         f"HIPDECODE_NO_BUILD: expected the torch binding to be built already, got a need to "
-        f"compile it ({why}); run `hipdecode build` first, or unset HIPDECODE_NO_BUILD"
+        f"compile it; run `hipdecode build` first, or unset HIPDECODE_NO_BUILD\n{why}"
     )

@@ -184,11 +184,11 @@ def _ensure(target_name: str, name: str) -> BuildResult:
         if cache.is_complete(entry):
             return result(entry / _ARTEFACT, False)
         if settings.current().no_build:
-            raise _forbidden(plan, f"{name} is not in {paths.cache_dir()}")
+            raise _forbidden(plan, f"it is not in {paths.cache_dir()}{reason}")
         built = cache.get_or_build(entry, lambda folder: _compile(plan, compiler, folder))
     except ToolchainError as error:
         if settings.current().no_build:
-            raise _forbidden(plan, str(error)) from error
+            raise _forbidden(plan, f"{error}{reason}") from error
         raise ToolchainError(f"{error}{reason}") from error
     return result(entry / _ARTEFACT, built)
 
@@ -224,7 +224,7 @@ def _compile(plan: Recipe, compiler: toolchain.Compiler, folder: Path) -> dict[s
 def _forbidden(plan: Recipe, why: str) -> BuildError:
     return BuildError(
         f"HIPDECODE_NO_BUILD: expected {plan.kernel.name} for {plan.target} to be built already, "
-        f"got a need to compile it ({why}); run "
+        f"got a need to compile it; run "
         f"`hipdecode build {plan.kernel.name} --target {plan.target}` first, or unset "
-        f"HIPDECODE_NO_BUILD\nwould have compiled with: {' '.join(plan.flags)}"
+        f"HIPDECODE_NO_BUILD\n{why}\nwould have compiled with: {' '.join(plan.flags)}"
     )

@@ -11,6 +11,7 @@ from .errors import (
     UnsupportedShape,
     WorkspaceError,
 )
+from .ops import load_binding
 from .plan import MlaPlan, mla_metadata_info, plan_mla_decode
 from .reduce import mla_reduce
 from .workspace import Workspace, workspace_bytes
@@ -27,6 +28,7 @@ __all__ = [
     "UnsupportedShape",
     "Workspace",
     "WorkspaceError",
+    "load_binding",
     "mla_decode",
     "mla_metadata_info",
     "mla_reduce",

@@ -11,6 +11,7 @@ from torch import Tensor
 from .errors import BadArgument, WorkspaceError
 from .plan import MlaPlan
 from .support import HEAD_DIMS, check_supported
+from .workspace import Workspace
 
 DTYPE_NAMES = {
     torch.bfloat16: "bf16",
@@ -219,6 +220,29 @@ def check_lse(
     check_tensor(name, lse, torch.float32, device, contiguous=True)
     if lse.numel() != rows * nhead:
         raise BadArgument(f"{name}: expected [{rows}, {nhead}], got {describe(lse)}")
+
+
+def lse_for(lse: Tensor | None, q: Tensor, wanted: bool) -> Tensor | None:
+    """The caller's LSE tensor, checked, or a new one where it is wanted.
+
+    Raises:
+        BadArgument: lse has a wrong type or shape.
+    """
+    rows, nhead, _ = q.shape
+    if lse is None and wanted:
+        return torch.empty((rows, nhead), dtype=torch.float32, device=q.device)
+    check_lse(lse, rows, nhead, q.device)
+    return lse
+
+
+def check_workspace(workspace: Workspace | None) -> None:
+    """Requires a Workspace or None.
+
+    Raises:
+        BadArgument: it is something else.
+    """
+    if workspace is not None and not isinstance(workspace, Workspace):
+        raise BadArgument(f"workspace: expected a Workspace or None, got {describe(workspace)}")
 
 
 def check_plan(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,16 +15,15 @@ from .arguments import (
     DTYPE_NAMES,
     check_inputs,
     check_int,
-    check_lse,
     check_page_lens,
     check_plan,
     check_scale,
     check_scale_pair,
-    describe,
+    check_workspace,
+    lse_for,
     output_for,
 )
 from .dispatch import DecodeShape, log_shape, logger, route_mla_decode
-from .errors import BadArgument
 from .plan import MlaPlan, plan_mla_decode
 from .workspace import SplitScratch, Workspace, default_workspace
 
@@ -81,7 +81,7 @@ def mla_decode(
         plan: from plan_mla_decode() for these lengths; used by the persistent route, which makes
             its own in the workspace otherwise.
         kv_len: average context in tokens as the host knows it, for the route alone. By default
-            the capacity of kv_indices, or unknown under a graph capture or torch.compile.
+            the capacity of kv_indices; unknown with a plan, a graph capture or torch.compile.
         route: `hk` or `persistent` instead of the table's choice.
         num_splits: KV pieces per request of the hk route.
         batch_invariant: fixed split count: a request's bits do not depend on its neighbours.
@@ -100,97 +100,118 @@ def mla_decode(
     batch, head_dim_v = check_inputs(q, kv_buffer, qo_indptr, kv_indptr, kv_indices, max_seqlen_q)
     check_scale_pair(q_scale, kv_scale, q.device)
     check_page_lens(kv_last_page_lens, batch, q.device)
-    rows, nhead, head_dim_qk = q.shape
-    scale = check_scale(sm_scale, head_dim_qk)
+    scale = check_scale(sm_scale, q.shape[2])
+    check_workspace(workspace)
     if num_splits is not None:
         check_int("num_splits", num_splits, 1, MAX_SPLITS)
-    if workspace is not None and not isinstance(workspace, Workspace):
-        raise BadArgument(f"workspace: expected a Workspace or None, got {describe(workspace)}")
-    page_size = kv_buffer.shape[1]
     out = output_for(out, q, head_dim_v)
-    if lse is None and return_lse:
-        lse = torch.empty((rows, nhead), dtype=torch.float32, device=q.device)
-    check_lse(lse, rows, nhead, q.device)
-    if rows == 0:
-        return (out, lse) if return_lse and lse is not None else out
-    if kv_len is None and plan is None and not _traced(q):
-        kv_len = -(-kv_indices.numel() * page_size // max(batch, 1))
-    facts = (
-        q.device.type,
-        torch.get_num_threads(),
-        max(batch, 1),
-        nhead,
-        max_seqlen_q,
-        kv_len,
-        DTYPE_NAMES[q.dtype],
-        DTYPE_NAMES[kv_buffer.dtype],
-        page_size,
-        head_dim_qk,
-        head_dim_v,
-        batch_invariant,
-        "persistent" if plan is not None and route is None and not batch_invariant else route,
-        num_splits,
-    )
-    chosen, splits = _prepare(*facts)
-    if not torch.compiler.is_compiling() and logger.isEnabledFor(logging.INFO):
-        log_shape(
-            _shape(*facts),
-            route_mla_decode(_shape(*facts)),
-            q_shape=q.shape,
-            kv_shape=kv_buffer.shape,
-            o_shape=out.shape,
-            total_kv=kv_indices.numel(),
-            planned=plan is not None,
-        )
-    inputs = (q, kv_buffer, out, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens)
-    scales = (q_scale, kv_scale)
-    if chosen == "hk":
-        scratch = _splits(workspace, q, head_dim_v, splits, batch, max_seqlen_q)
-        torch.ops.hipdecode.mla_decode_hk(
-            *inputs, *scratch, *scales, max_seqlen_q, splits, scale, causal
-        )
-    else:
-        if plan is None:
-            plan = _own_plan(
-                workspace, q, kv_buffer, qo_indptr, kv_indptr, kv_last_page_lens,
-                max_seqlen_q, head_dim_v, causal,
-            )  # fmt: skip
-        check_plan(plan, batch, nhead, head_dim_v, max_seqlen_q, page_size, causal)
-        _launch_persistent(inputs, scales, plan, max_seqlen_q, scale, causal)
+    lse = lse_for(lse, q, return_lse)
+    if kv_len is None and plan is None and not _replayed(q):
+        kv_len = -(-kv_indices.numel() * kv_buffer.shape[1] // max(batch, 1))
+    choice = (kv_len, batch_invariant, route, num_splits)
+    index = (qo_indptr, kv_indptr, kv_indices, kv_last_page_lens)
+    step = _Step(q, kv_buffer, out, lse, *index, q_scale, kv_scale, max_seqlen_q, scale, causal)
+    facts = _facts(step, choice)
+    if q.shape[0] > 0:
+        chosen, splits = _prepare(*facts)
+        if not torch.compiler.is_compiling() and logger.isEnabledFor(logging.INFO):
+            _log(step, facts, planned=plan is not None)
+        if chosen == "hk":
+            _decode_hk(step, splits, workspace)
+        else:
+            _decode_persistent(step, plan, workspace)
     return (out, lse) if return_lse and lse is not None else out
 
 
-def _launch_persistent(
-    inputs: tuple[Tensor | None, ...],
-    scales: tuple[Tensor | None, Tensor | None],
-    plan: MlaPlan,
-    max_seqlen_q: int,
-    scale: float,
-    causal: bool,
-) -> None:
-    torch.ops.hipdecode.mla_decode_persistent(
-        *inputs,
+class _Step(NamedTuple):
+    """One checked call; fields as the arguments of mla_decode."""
+
+    q: Tensor
+    kv_buffer: Tensor
+    out: Tensor
+    lse: Tensor | None
+    qo_indptr: Tensor
+    kv_indptr: Tensor
+    kv_indices: Tensor
+    kv_last_page_lens: Tensor | None
+    q_scale: Tensor | None
+    kv_scale: Tensor | None
+    max_seqlen_q: int
+    sm_scale: float
+    causal: bool
+
+    @property
+    def batch(self) -> int:
+        return self.qo_indptr.numel() - 1
+
+
+def _decode_hk(step: _Step, num_splits: int, workspace: Workspace | None) -> None:
+    torch.ops.hipdecode.mla_decode_hk.default(
+        *step[:8],
+        *_split_scratch(step, num_splits, workspace),
+        *step[8:11],
+        num_splits,
+        *step[11:],
+    )
+
+
+def _decode_persistent(step: _Step, plan: MlaPlan | None, workspace: Workspace | None) -> None:
+    if plan is None:
+        plan = _own_plan(step, workspace)
+    nhead, head_dim_v = step.out.shape[1:]
+    page_size = step.kv_buffer.shape[1]
+    check_plan(plan, step.batch, nhead, head_dim_v, step.max_seqlen_q, page_size, step.causal)
+    torch.ops.hipdecode.mla_decode_persistent.default(
+        *step[:8],
         plan.work_indptr,
         plan.work_info_set,
         plan.partial_output,
         plan.partial_lse,
-        *scales,
-        max_seqlen_q,
-        scale,
-        causal,
+        *step[8:],
     )
     if plan.clusters > 1:  # one cluster cuts nothing, so there is nothing to merge
-        torch.ops.hipdecode.mla_reduce(
+        torch.ops.hipdecode.mla_reduce.default(
             plan.partial_output,
             plan.partial_lse,
             plan.reduce_indptr,
             plan.reduce_final_map,
             plan.reduce_partial_map,
-            inputs[2],
-            inputs[3],
-            max_seqlen_q,
+            step.out,
+            step.lse,
+            step.max_seqlen_q,
             0,
         )
+
+
+def _facts(step: _Step, choice: tuple[object, ...]) -> tuple[object, ...]:
+    """What the route may depend on: host integers and words, in the order of _shape()."""
+    _, nhead, head_dim_qk = step.q.shape
+    return (
+        step.q.device.type,
+        ops.compute_units(step.q.device.type),
+        max(step.batch, 1),
+        nhead,
+        step.max_seqlen_q,
+        DTYPE_NAMES[step.q.dtype],
+        DTYPE_NAMES[step.kv_buffer.dtype],
+        step.kv_buffer.shape[1],
+        head_dim_qk,
+        step.out.shape[2],
+        *choice,
+    )
+
+
+def _log(step: _Step, facts: tuple[object, ...], *, planned: bool) -> None:
+    shape = _shape(*facts)  # type: ignore[arg-type]
+    log_shape(
+        shape,
+        route_mla_decode(shape),
+        q_shape=step.q.shape,
+        kv_shape=step.kv_buffer.shape,
+        o_shape=step.out.shape,
+        total_kv=step.kv_indices.numel(),
+        planned=planned,
+    )
 
 
 def _shape(
@@ -199,12 +220,12 @@ def _shape(
     batch: int,
     nhead: int,
     q_len: int,
-    kv_len: int | None,
     q_dtype: str,
     kv_dtype: str,
     page_size: int,
     head_dim_qk: int,
     head_dim_v: int,
+    kv_len: int | None,
     batch_invariant: bool,
     route: str | None,
     num_splits: int | None,
@@ -241,57 +262,43 @@ def _prepare(*facts: object) -> tuple[str, int]:
     return route.route, route.num_splits or 1
 
 
-def _splits(
-    workspace: Workspace | None,
-    q: Tensor,
-    head_dim_v: int,
-    num_splits: int,
-    batch: int,
-    max_seqlen_q: int,
+def _split_scratch(
+    step: _Step, num_splits: int, workspace: Workspace | None
 ) -> SplitScratch | tuple[None, None, None]:
     if num_splits == 1:
         return None, None, None
-    rows, nhead, _ = q.shape
-    counters = batch * -(-max_seqlen_q * nhead // _ROW_TILE)
-    if workspace is None and torch.compiler.is_compiling():
+    rows, nhead, head_dim_v = step.out.shape
+    counters = step.batch * -(-step.max_seqlen_q * nhead // _ROW_TILE)
+    if workspace is None and torch.compiler.is_compiling():  # the compiler plans this memory
+        new = step.q.new_empty
         return SplitScratch(
-            q.new_empty((rows * num_splits, nhead, head_dim_v), dtype=torch.float32),
-            q.new_empty((rows * num_splits, nhead), dtype=torch.float32),
-            q.new_zeros((counters,), dtype=torch.int32),
+            new((rows * num_splits, nhead, head_dim_v), dtype=torch.float32),
+            new((rows * num_splits, nhead), dtype=torch.float32),
+            step.q.new_zeros((counters,), dtype=torch.int32),
         )
     if workspace is None:
-        workspace = default_workspace(q.device)
+        workspace = default_workspace(step.q.device)
     return workspace.splits(rows, nhead, head_dim_v, num_splits, counters)
 
 
-def _own_plan(
-    workspace: Workspace | None,
-    q: Tensor,
-    kv_buffer: Tensor,
-    qo_indptr: Tensor,
-    kv_indptr: Tensor,
-    kv_last_page_lens: Tensor | None,
-    max_seqlen_q: int,
-    head_dim_v: int,
-    causal: bool,
-) -> MlaPlan:
+def _own_plan(step: _Step, workspace: Workspace | None) -> MlaPlan:
     """Plans in the workspace: the caller gave no plan, so every call makes the schedule anew."""
     kept = None
-    nhead, page_size, batch = q.shape[1], kv_buffer.shape[1], qo_indptr.numel() - 1
-    traced = workspace is None and torch.compiler.is_compiling()
-    key = (batch, nhead, max_seqlen_q, head_dim_v, torch.get_num_threads())
-    if not traced:
-        if workspace is None:
-            workspace = default_workspace(q.device)
+    _, nhead, head_dim_v = step.out.shape
+    units = ops.compute_units(step.q.device.type)
+    key = (step.batch, nhead, step.max_seqlen_q, head_dim_v, units)
+    if workspace is None and not torch.compiler.is_compiling():
+        workspace = default_workspace(step.q.device)
+    if workspace is not None:
         kept = workspace.plan(key)
     plan = plan_mla_decode(
-        qo_indptr,
-        kv_indptr,
+        step.qo_indptr,
+        step.kv_indptr,
         nhead=nhead,
-        max_seqlen_q=max_seqlen_q,
-        page_size=page_size,
-        kv_last_page_lens=kv_last_page_lens,
-        causal=causal,
+        max_seqlen_q=step.max_seqlen_q,
+        page_size=step.kv_buffer.shape[1],
+        kv_last_page_lens=step.kv_last_page_lens,
+        causal=step.causal,
         head_dim_v=head_dim_v,
         out=kept,
     )
@@ -300,7 +307,7 @@ def _own_plan(
     return plan
 
 
-def _traced(q: Tensor) -> bool:
+def _replayed(q: Tensor) -> bool:
     """Whether this call will be replayed, so that lengths seen now mean nothing."""
     if torch.compiler.is_compiling():
         return True

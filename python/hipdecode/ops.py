@@ -125,6 +125,14 @@ def ensure_kernel(name: str) -> bool:
     return True
 
 
+@constant_when_traced
+def compute_units(device_type: str) -> int:
+    """Workers that share a decode: torch's threads on a CPU, multiprocessors on a GPU."""
+    if device_type == "cpu":
+        return torch.get_num_threads()
+    return int(torch.cuda.get_device_properties("cuda").multi_processor_count)
+
+
 def loaded_kernels() -> tuple[str, ...]:
     """Names of the kernels that this process has loaded, sorted."""
     return tuple(sorted(_loaded))

@@ -115,12 +115,6 @@ def _bounds(
     )
 
 
-def _compute_units(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).multi_processor_count)
-    return torch.get_num_threads()
-
-
 def _check_int(name: str, value: int, low: int, high: int = 2**31 - 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise BadArgument(f"{name}: expected an int from {low} to {high}, got {value!r}")
@@ -197,7 +191,7 @@ def mla_metadata_info(
         if not isinstance(dtype, torch.dtype):
             raise BadArgument(f"{name}: expected a torch.dtype, got {dtype!r}")
     if compute_units is None:
-        compute_units = _compute_units(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        compute_units = ops.compute_units("cuda" if torch.cuda.is_available() else "cpu")
     _check_int("compute_units", compute_units, 1)
 
     bounds = partial(
@@ -256,7 +250,7 @@ def _check_lengths(
 
 def _clusters(compute_units: int | None, out: MlaPlan | None, device: torch.device) -> int:
     if compute_units is None:
-        return _compute_units(device) if out is None else out.clusters
+        return ops.compute_units(device.type) if out is None else out.clusters
     _check_int("compute_units", compute_units, 1)
     if out is not None and compute_units != out.clusters:
         raise WorkspaceError(f"compute_units: expected out's {out.clusters}, got {compute_units}")

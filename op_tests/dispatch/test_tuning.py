@@ -18,7 +18,7 @@ from hipdecode import settings as package_settings
 from hipdecode.cli import tune
 from hipdecode.cli.tune import context_lengths, noise_pct
 from hipdecode.errors import TableError
-from hipdecode.tables import Table, TableKey, parse_table, read_table
+from hipdecode.tables import Rect, Table, TableKey, parse_table, read_table
 from hipdecode.tuning import (
     Measurement,
     Point,
@@ -107,7 +107,7 @@ def test_row_shows_its_least_decided_gain_and_the_paired_ratio() -> None:
     assert row.route == "hk"
     assert row.us == pytest.approx(0.8 * (10 + 5.12), abs=1e-3)
     assert row.gain_pct == pytest.approx(20.0, abs=0.01)
-    assert row.source == "batch 1 ctx 512; 3 points"
+    assert row.source == "batch 1 ctx 512, of 3 measured"
 
 
 def test_row_says_when_no_gain_exceeds_the_noise() -> None:
@@ -115,7 +115,7 @@ def test_row_says_when_no_gain_exceeds_the_noise() -> None:
     taken = [measured(p, r, noise_pct=7.5) for p, r in zip(points, (1.02, 0.99), strict=True)]
     (row,) = rows_from_grid(taken, machine="here", date="2026-11-21")
     assert row.route == "persistent"
-    assert row.source == "batch 1 ctx 512; 2 points; gain within the noise of 7.5 %"
+    assert row.source == "batch 1 ctx 512, of 2 measured; gain within the noise of 7.5 %"
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,35 @@ def test_rows_refuse_an_incomplete_grid() -> None:
 def test_grid_lifts_contexts_to_the_query_tokens() -> None:
     points = grid([replace(KEY, q_len=4)], [1], [1, 2, 64])
     assert [point.kv_len for point in points] == [4, 64]
+
+
+def test_batches_without_a_measured_point_leave_their_place() -> None:
+    points = grid([KEY, OTHER_KEY], [1, 8], [64, 512])
+    busy = [
+        replace(measured(p, 0.5), rounds=0 if p.batch == 8 or p.key == OTHER_KEY else 9)
+        for p in points
+    ]
+    (row,) = rows_from_grid(busy, machine="here", date="2026-11-21")
+    assert (row.key, row.rect, row.route) == (KEY, Rect(1, math.inf, 0, math.inf), "hk")
+    assert row.source == "batch 1 ctx 64, of 2 measured"
+
+
+def test_unmeasured_points_follow_and_are_no_evidence() -> None:
+    points = grid([KEY], [1], [64, 512, 4096])
+    taken = [measured(p, r) for p, r in zip(points, (0.5, 0.8, 5.0), strict=True)]
+    taken[2] = replace(taken[2], rounds=0)
+    (row,) = rows_from_grid(taken, machine="here", date="2026-11-21")
+    assert (row.route, row.source) == ("hk", "batch 1 ctx 512, of 2 measured")
+
+
+def test_sweep_retries_points_that_were_disturbed(tmp_path: Path) -> None:
+    points, results = grid([KEY], [1], [64, 512]), tmp_path / "r.csv"
+    sweep(points, lambda p, _: replace(measured(p, 0.5), rounds=9 * (p.kv_len > 64)), results)
+    seen: list[tuple[Point, int]] = []
+    taken = sweep(points, counting(crossover, seen), results)
+    assert seen == [(points[0], 1)]
+    assert [one.rounds for one in taken] == [9, 9]
+    assert [one.rounds for one in read_results(results)] == [0, 9, 9]
 
 
 def counting(clock: Callable[[Point], float], seen: list[tuple[Point, int]], stop_after: int = 99):

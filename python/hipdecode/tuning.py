@@ -3,7 +3,8 @@
 
 Each key is measured on a grid of (batch, kv_len). Its rectangles meet at the geometric mean of
 neighbouring grid points, so they tile the plane by construction; neighbours with the same route are
-merged. A point whose gain is within its noise does not vote while another of its batch does.
+merged. A point whose gain is within its noise does not vote while another of its batch does. A
+batch without a measured point leaves its place to its neighbours, a key without one gets no rows.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Measurement:
         noise_pct: what the ratio may be off by, in percent.
         hk_err: largest absolute error of hk.
         persistent_err: largest absolute error of persistent.
-        rounds: timed rounds.
+        rounds: rounds that counted; 0 where the machine was too busy, then the times mean nothing.
     """
 
     point: Point
@@ -64,7 +65,7 @@ class Measurement:
     @property
     def decided(self) -> bool:
         """Whether the gain exceeds the noise."""
-        return self.gain(self.faster) > self.noise_pct
+        return self.rounds > 0 and self.gain(self.faster) > self.noise_pct
 
     def us(self, route: str) -> float:
         """The p50 of a route."""
@@ -99,7 +100,7 @@ def sweep(
     """Measure points, keeping each result on disk as soon as it is there.
 
     Args:
-        points: what to measure; those that `results` has are taken from there.
+        points: what to measure; those that `results` has measured are taken from there.
         measure: called with a point and the number of points left, itself included.
         results: CSV file to resume from and append to.
         done: called after each point, also those resumed.
@@ -107,7 +108,7 @@ def sweep(
     Returns:
         One measurement per point, in the order of the points.
     """
-    have = {taken.point: taken for taken in read_results(results)}
+    have = {taken.point: taken for taken in read_results(results) if taken.rounds}
     left = sum(point not in have for point in points)
     for point in points:
         if point not in have:
@@ -168,8 +169,8 @@ class _Patch:
 def rows_from_grid(taken: Iterable[Measurement], *, machine: str, date: str) -> list[Row]:
     """Turn the measurements of complete grids into rows that tile the plane.
 
-    A row's evidence is its decided point with the smallest gain (any point where none is decided):
-    the other points of the rectangle speak for the route more clearly. `us` is the route's p50
+    A row's evidence is its decided point with the smallest gain (any measured point where none is
+    decided): the others of the rectangle speak for the route more clearly. `us` is the route's p50
     there, `runner_up_us` is that times the paired ratio, so that the gain is that of the rounds.
 
     Args:
@@ -200,6 +201,7 @@ def _patches(key: TableKey, cells: dict[tuple[int, int], Measurement]) -> list[_
             f"{key}: expected a measurement of each point of its grid, got none for (batch "
             f"{batch}, kv_len {kv_len}); measure it"
         )
+    batches = [b for b in batches if any(cells[b, k].rounds for k in kv_lens)]
     bands: list[list[_Patch]] = []
     for batch, (batch_from, batch_to) in zip(batches, spans(batches, 1), strict=True):
         band: list[_Patch] = []
@@ -232,12 +234,12 @@ def spans(values: Sequence[int], lowest: int) -> list[tuple[int, Bound]]:
     ends.
 
     Args:
-        values: ascending, above 0, at least one.
+        values: ascending, above 0.
         lowest: the smallest integer of the axis.
     """
     cuts: list[Bound] = [math.isqrt(a * b) + 1 for a, b in itertools.pairwise(values)]
     starts = [lowest, *(int(cut) for cut in cuts)]
-    return list(zip(starts, [*cuts, math.inf], strict=True))
+    return list(zip(starts, [*cuts, math.inf], strict=True)) if values else []
 
 
 def choose(column: Sequence[Measurement]) -> list[str]:
@@ -256,11 +258,13 @@ def choose(column: Sequence[Measurement]) -> list[str]:
 
 def _row(key: TableKey, patch: _Patch, machine: str, date: str) -> Row:
     route = patch.route
-    decided = [one for one in patch.inside if one.decided and one.faster == route]
-    shown = min(decided or patch.inside, key=lambda one: one.gain(route))
+    # Never empty: a band has a measured point, and undecided ones join a decided neighbour.
+    measured = [one for one in patch.inside if one.rounds]
+    decided = [one for one in measured if one.decided and one.faster == route]
+    shown = min(decided or measured, key=lambda one: one.gain(route))
     us = round(shown.us(route), 3)
     runner_up_us = round(us / (1 - shown.gain(route) / 100), 3)
-    source = f"batch {shown.point.batch} ctx {shown.point.kv_len}; {len(patch.inside)} points"
+    source = f"batch {shown.point.batch} ctx {shown.point.kv_len}, of {len(measured)} measured"
     if not decided:
         source += f"; gain within the noise of {shown.noise_pct:.1f} %"
     return Row(

@@ -66,8 +66,8 @@ def command(
 
     Both routes run in turns over a grid of requests and contexts, through the public call, with the
     plan made beforehand as an engine makes it once per step; contexts of a batch are spread around
-    their mean by --spread. Results are kept as they come: run the
-    same command again after an interruption. Rows of other keys in the table stay.
+    their mean by --spread. Results are kept as they come: run the same command again after an
+    interruption, or to retry points that other work disturbed. Rows of other keys stay.
     """
     where = target.resolve(target_name)
     if not where.runs_here():
@@ -89,6 +89,8 @@ def command(
     results = paths.cache_dir() / "tune" / f"{where.name}-{where.compute_units()}-{op}.csv"
     if fresh:
         results.unlink(missing_ok=True)
+    if results.is_file():
+        click.echo(f"resuming from {results}; --fresh measures all points anew", err=True)
     taken = _sweep(points, results, where, budget_s, spread)
     when = timing.Machine.here().date
     rows = rows_from_grid(taken, machine=machine, date=when.partition("T")[0])
@@ -96,9 +98,13 @@ def command(
     rows += [row for key, group in kept.items() if key not in set(keys) for row in group]
     table.parent.mkdir(parents=True, exist_ok=True)
     table.write_text(format_table(rows, comments=_comments(machine, when)), encoding="utf-8")
-    results.unlink(missing_ok=True)
     clear_route_cache()
-    click.echo(f"{table}: {len(rows)} rows from {len(points)} points")
+    busy = sum(one.rounds == 0 for one in taken)
+    click.echo(f"{table}: {len(rows)} rows; {len(points) - busy} of {len(points)} points measured")
+    if busy:
+        click.echo(f"the machine was too busy for {busy} points: run this again to retry them")
+    else:
+        results.unlink()
 
 
 def measure(
@@ -107,8 +113,8 @@ def measure(
     """Time both routes at one point in interleaved rounds and check both against the oracle.
 
     Rounds in which a thread of this process had to wait for a CPU tell of the machine's other
-    users, and punish the route with more launches: they do not count. Without enough others, the
-    point is undecided.
+    users, and punish the route with more launches: they do not count. Without enough others the
+    point counts as not measured.
 
     Args:
         point: the shape.
@@ -140,7 +146,7 @@ def measure(
     rounds = _time_rounds({route: [call] for route, call in calls.items()}, budget_s)
     quiet = [one for one in rounds if one.waited_share <= _QUIET_SHARE]
     enough = len(quiet) >= _MIN_ROUNDS
-    counted = quiet if enough else sorted(rounds, key=lambda one: one.waited_share)[:_MIN_ROUNDS]
+    counted = quiet if enough else rounds
     ratios = [one.ms["hk"] / one.ms["persistent"] for one in counted]
     p50_us = {route: 1e3 * statistics.median(one.ms[route] for one in counted) for route in ROUTES}
     return Measurement(
@@ -148,10 +154,10 @@ def measure(
         hk_us=p50_us["hk"],
         persistent_us=p50_us["persistent"],
         ratio=statistics.median(ratios),
-        noise_pct=noise_pct(ratios) if enough else 100.0,
+        noise_pct=noise_pct(ratios),
         hk_err=checks["hk"].max_err,
         persistent_err=checks["persistent"].max_err,
-        rounds=len(counted),
+        rounds=len(quiet) if enough else 0,
     )
 
 

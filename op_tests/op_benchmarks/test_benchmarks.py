@@ -190,6 +190,19 @@ def test_timing_compares_rounds_not_medians() -> None:
     assert (ours.p50, ours.best, ours.quantile(0.5)) == (2.0, 1.0, 2.0)
 
 
+def test_peers_are_drawn_by_their_fastest_form(tmp_path: Path) -> None:
+    source = tmp_path / "peers.csv"
+    head = "q_dtype,kv_dtype,nhead,q_len,batch,context,contender,gflops,ms_p50\n"
+    lines = [f"bf16,bf16,16,1,1,512,{name}\n" for name in ("hipdecode,9,1", "torch_a,5,1")]
+    source.write_text(head + "".join(lines) + "bf16,bf16,16,1,1,512,sdpa_rows,7,1\n")
+    bars = bench_plot.read_peers(source)
+    assert bars == {"bf16/bf16, q_len 1": {"nhead 16\n1 x 512": {"hipdecode": 9, "torch": 7}}}
+    pytest.importorskip("matplotlib", reason="a machine with matplotlib draws the plot")
+    drawn = CliRunner().invoke(bench.command, ["plot", str(source), "--out", str(tmp_path / "p")])
+    assert drawn.exit_code == 0, drawn.output
+    assert (tmp_path / "p").read_bytes().startswith(b"\x89PNG")
+
+
 def test_crossover_is_found_between_two_contexts() -> None:
     def at(hk: float, persistent: float) -> dict[str, float]:
         return {"hk": hk, "persistent": persistent}

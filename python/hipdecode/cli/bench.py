@@ -195,9 +195,12 @@ def _peers(wanted: bool, plugins: Sequence[str]) -> tuple[Peer, ...]:
 @click.argument("csv_path", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The PNG to write.")
 def plot(csv_path: Path, out: Path) -> None:
-    """Draws where hk and persistent cross, from a CSV with both routes."""
+    """Draws where hk and persistent cross, or peers where the CSV has one route only."""
     from hipdecode.testing import bench_plot
 
-    panels = bench_plot.read(csv_path)
-    bench_plot.draw(panels, out)
-    click.echo(f"{out}: {len(panels)} panel{'' if len(panels) == 1 else 's'}")
+    routes = bench_plot.read_routes(csv_path)
+    if routes:
+        bench_plot.draw_routes(routes, out)
+    else:
+        bench_plot.draw_peers(bench_plot.read_peers(csv_path), out)
+    click.echo(str(out))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Draws where the hk and the persistent kernel cross, by context and batch."""
+"""Draws result files: where hk and persistent cross, or the package beside its peers."""
 
 from __future__ import annotations
 
@@ -8,25 +8,33 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hipdecode.errors import BadArgument
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Curve = dict[int, dict[str, float]]
 """Context in tokens to the time in us of `hk` and of `persistent`."""
 Panels = dict[str, dict[int, Curve]]
 """Title to batch to curve."""
 
+Bars = dict[str, dict[str, dict[str, float]]]
+"""Title to case to GFLOP/s of the package (`hipdecode`) and of the fastest form of each peer."""
+
 _COLUMNS = 3
+_FAMILIES = {"sdpa": "torch"}
 
 
-def read(path: Path) -> Panels:
+def read_routes(path: Path) -> Panels:
     """Reads both routes' times out of a result file.
 
     Args:
         path: a CSV of `hipdecode bench --routes hk,persistent` or of bench_hk_mla_decode.py.
 
-    Raises:
-        BadArgument: no case of it has both routes.
+    Returns:
+        The cases with both routes; empty when there is none.
     """
     panels: Panels = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     with path.open(newline="", encoding="utf-8") as file:
@@ -43,11 +51,6 @@ def read(path: Path) -> Panels:
         curves = {batch: curve for batch, curve in curves.items() if curve}
         if curves:
             whole[title] = curves
-    if not whole:
-        raise BadArgument(
-            f"{path}: expected times of hk and of persistent, got no case with both; "
-            "run `hipdecode bench --routes hk,persistent --csv`"
-        )
     return whole
 
 
@@ -80,19 +83,15 @@ def crossover(curve: Curve) -> float | None:
     return None
 
 
-def draw(panels: Panels, out: Path) -> None:
+def draw_routes(panels: Panels, out: Path) -> None:
     """Writes a PNG: time by context, hk solid, persistent dashed, a thin line where they meet.
 
     Raises:
         BadArgument: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BadArgument(f"plot: expected matplotlib, got {error}; pip install it") from error
     columns = min(_COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.5 * columns, 4.2 * lines), layout="constrained")
+    figure = _figure(5.5 * columns, 4.2 * lines)
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
     for axis in axes[len(panels) :]:
         axis.remove()
@@ -110,3 +109,63 @@ def draw(panels: Panels, out: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small", title="hk solid, persistent dashed")
     figure.savefig(out, format="png", dpi=130)
+
+
+def read_peers(path: Path) -> Bars:
+    """Reads everyone's rates out of a CSV of `hipdecode bench --peers`.
+
+    Contenders count by family, the word before the first underscore: of the forms of plain torch
+    the fastest is shown at each case.
+    """
+    bars: Bars = defaultdict(lambda: defaultdict(dict))
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            title = "{q_dtype}/{kv_dtype}, q_len {q_len}".format(**row)
+            case = "nhead {nhead}\n{batch} x {context}".format(**row)
+            word = row["contender"].split("_")[0]
+            rates = bars[title][case]
+            family = _FAMILIES.get(word, word)
+            rates[family] = max(float(row["gflops"]), rates.get(family, 0.0))
+    return bars
+
+
+def draw_peers(bars: Bars, out: Path) -> None:
+    """Writes a PNG: one panel per dtypes and q_len, bars of GFLOP/s by case.
+
+    Raises:
+        BadArgument: matplotlib is not installed.
+    """
+    cases = max(len(panel) for panel in bars.values())
+    figure = _figure(2.5 + 0.75 * cases, 2.6 * len(bars))
+    families = sorted(
+        {name for panel in bars.values() for rates in panel.values() for name in rates}
+    )
+    families.sort(key=lambda name: name != "hipdecode")
+    width = 0.8 / len(families)
+    for axis, (title, panel) in zip(
+        figure.subplots(len(bars), 1, squeeze=False).flatten(), bars.items(), strict=True
+    ):
+        for index, family in enumerate(families):
+            at = [
+                (place + (index - (len(families) - 1) / 2) * width, rates[family])
+                for place, rates in enumerate(panel.values())
+                if family in rates
+            ]
+            if at:
+                axis.bar(*zip(*at, strict=True), width, color=f"C{index}")
+        axis.set_xticks(range(len(panel)), list(panel), fontsize="x-small")
+        axis.set(title=title, ylabel="GFLOP/s")
+        axis.grid(axis="y", alpha=0.3)
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=f"C{index}", label=name) for index, name in enumerate(families)]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(families))
+    figure.savefig(out, format="png", dpi=110)
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BadArgument(f"plot: expected matplotlib, got {error}; pip install it") from error
+    return Figure(figsize=(width, height), layout="constrained")

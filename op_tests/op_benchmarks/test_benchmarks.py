@@ -203,10 +203,6 @@ def test_peers_are_drawn_by_their_fastest_form(tmp_path: Path) -> None:
     assert (tmp_path / "p").read_bytes().startswith(b"\x89PNG")
 
 
-def test_crossover_is_found_between_two_contexts() -> None:
-    def at(hk: float, persistent: float) -> dict[str, float]:
-        return {"hk": hk, "persistent": persistent}
-
-    assert bench_plot.crossover({64: at(1, 2), 256: at(2, 1)}) == pytest.approx(128)
-    assert bench_plot.crossover({64: at(1, 2)}) is None
-    assert bench_plot.crossover({64: at(2, 1)}) == 64
+def test_gain_is_positive_where_hk_is_faster() -> None:
+    curve = {64: {"hk": 1.0, "persistent": 2.0}, 256: {"hk": 3.0, "persistent": 2.0}}
+    assert bench_plot.gains(curve) == {64: 50.0, 256: -50.0}

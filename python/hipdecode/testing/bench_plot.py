@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +22,6 @@ Panels = dict[str, dict[int, Curve]]
 Bars = dict[str, dict[str, dict[str, float]]]
 """Title to case to GFLOP/s of the package (`hipdecode`) and of the fastest form of each peer."""
 
-_COLUMNS = 3
 _FAMILIES = {"sdpa": "torch"}
 
 
@@ -65,50 +63,35 @@ def _times(row: Mapping[str, str]) -> Iterator[tuple[int, str, float]]:
         yield context, route, 1e3 * float(row["ms_p50"])
 
 
-def crossover(curve: Curve) -> float | None:
-    """The context from which persistent is faster, interpolated on log scales; None: nowhere.
-
-    Args:
-        curve: contexts in rising order.
-    """
-    before: tuple[float, float] | None = None
-    for context, both in curve.items():
-        here = (math.log(context), math.log(both["hk"] / both["persistent"]))
-        if here[1] > 0:
-            if before is None:
-                return float(context)
-            share = before[1] / (before[1] - here[1])
-            return math.exp(before[0] + share * (here[0] - before[0]))
-        before = here
-    return None
+def gains(curve: Curve) -> dict[int, float]:
+    """Percent by which hk undercuts persistent at each context; negative: persistent is faster."""
+    return {context: 100 * (1 - both["hk"] / both["persistent"]) for context, both in curve.items()}
 
 
 def draw_routes(panels: Panels, out: Path) -> None:
-    """Writes a PNG: time by context, hk solid, persistent dashed, a thin line where they meet.
+    """Writes a PNG: per key the times by context, and below them the gain, which crosses zero.
 
     Raises:
         BadArgument: matplotlib is not installed.
     """
-    columns = min(_COLUMNS, len(panels))
-    lines = -(-len(panels) // columns)
-    figure = _figure(5.5 * columns, 4.2 * lines)
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    for axis, (title, batches) in zip(axes, panels.items(), strict=False):
-        for index, (batch, curve) in enumerate(batches.items()):
-            contexts = list(curve)
+    figure = _figure(5.5 * len(panels), 6.5)
+    axes = figure.subplots(2, len(panels), squeeze=False, sharex="col", height_ratios=(3, 2))
+    for index, (title, batches) in enumerate(panels.items()):
+        times, gain = axes[0, index], axes[1, index]
+        for line, (batch, curve) in enumerate(batches.items()):
+            color, contexts = f"C{line % 10}", list(curve)
             for route, style in (("hk", "-"), ("persistent", "--")):
                 us = [curve[context][route] for context in contexts]
                 label = f"batch {batch}" if route == "hk" else None
-                axis.plot(contexts, us, style, color=f"C{index % 10}", label=label, marker=".")
-            meets = crossover(curve)
-            if meets is not None:
-                axis.axvline(meets, color=f"C{index % 10}", linewidth=0.6, alpha=0.6)
-        axis.set(title=title, xlabel="context, tokens", ylabel="us", xscale="log", yscale="log")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="small", title="hk solid, persistent dashed")
-    figure.savefig(out, format="png", dpi=130)
+                times.plot(contexts, us, style, color=color, label=label, marker=".")
+            gain.plot(contexts, list(gains(curve).values()), color=color, marker=".")
+        times.set(title=title, ylabel="us (hk solid, persistent dashed)", yscale="log")
+        gain.set(xlabel="context, tokens", ylabel="gain of hk, %", xscale="log")
+        gain.axhline(0, color="black", linewidth=0.8)
+        times.legend(fontsize="small")
+        times.grid(alpha=0.3)
+        gain.grid(alpha=0.3)
+    figure.savefig(out, format="png", dpi=110)
 
 
 def read_peers(path: Path) -> Bars:
@@ -141,7 +124,7 @@ def draw_peers(bars: Bars, out: Path) -> None:
         {name for panel in bars.values() for rates in panel.values() for name in rates}
     )
     families.sort(key=lambda name: name != "hipdecode")
-    width = 0.8 / len(families)
+    width, drawn = 0.8 / len(families), {}
     for axis, (title, panel) in zip(
         figure.subplots(len(bars), 1, squeeze=False).flatten(), bars.items(), strict=True
     ):
@@ -152,14 +135,11 @@ def draw_peers(bars: Bars, out: Path) -> None:
                 if family in rates
             ]
             if at:
-                axis.bar(*zip(*at, strict=True), width, color=f"C{index}")
+                drawn[family] = axis.bar(*zip(*at, strict=True), width, color=f"C{index}")
         axis.set_xticks(range(len(panel)), list(panel), fontsize="x-small")
         axis.set(title=title, ylabel="GFLOP/s")
         axis.grid(axis="y", alpha=0.3)
-    from matplotlib.patches import Patch
-
-    handles = [Patch(color=f"C{index}", label=name) for index, name in enumerate(families)]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(families))
+    figure.legend(drawn.values(), drawn, loc="outside upper center", ncols=len(families))
     figure.savefig(out, format="png", dpi=110)
 
 

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_FILE_BYTES = 1 << 20
+# The weights of `hipdecode demo`: a demo that first trained a model would take half an hour.
+MAX_DEMO_WEIGHTS_BYTES = 12 << 20
 
 CODE = {".py", ".h", ".cpp"}
 WITH_SPDX = CODE | {".toml", ".yaml"}
@@ -104,7 +106,10 @@ def test_every_path_says_what_it_holds() -> None:
 
 
 def test_no_large_file_is_tracked() -> None:
-    assert not [short(p) for p in FILES if p.stat().st_size > MAX_FILE_BYTES]
+    def budget(path: Path) -> int:
+        return MAX_DEMO_WEIGHTS_BYTES if path.suffix == ".safetensors" else MAX_FILE_BYTES
+
+    assert not [short(p) for p in FILES if p.stat().st_size > budget(p)]
 
 
 def test_lines_by_folder_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted(
     p
-    for folder in (".", "csrc", "csrc/*", "configs/*", "op_tests")
+    for folder in (".", "csrc", "csrc/*", "configs/*", "op_tests", "op_tests/*")
     for p in ROOT.glob(f"{folder}/*.md")
     if ".venv" not in p.parts
 )
@@ -39,10 +39,19 @@ def hipdecode(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @cache
-def help_of(subcommand: str) -> str:
-    done = hipdecode(subcommand, "--help")
+def help_of(*subcommand: str) -> str:
+    done = hipdecode(*subcommand, "--help")
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def options_of(arguments: list[str]) -> str:
+    """The help of the command that the words name, `bench plot` included."""
+    text = help_of(arguments[0])
+    nested = text.partition("\nCommands:\n")[2]
+    if len(arguments) > 1 and re.search(rf"^  {re.escape(arguments[1])}\b", nested, re.MULTILINE):
+        return help_of(*arguments[:2])
+    return text
 
 
 def console_sessions() -> list[tuple[str, list[str]]]:
@@ -73,8 +82,10 @@ def test_readme_console_command_prints_what_is_shown(command: str, shown: list[s
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_make_targets_and_subcommands_exist(page: Path) -> None:
-    lines = [line.split("#")[0] for block in fences(page, "bash") for line in block.splitlines()]
-    commands = [*filter(str.strip, lines), *INLINE_COMMAND.findall(page.read_text())]
+    typed = [line.split("#")[0] for block in fences(page, "bash") for line in block.splitlines()]
+    sessions = "\n".join(fences(page, "console")).replace("\\\n", " ")
+    typed += re.findall(r"^\$ (.*)$", sessions, re.MULTILINE)
+    commands = [*filter(str.strip, typed), *INLINE_COMMAND.findall(page.read_text())]
     makefile = (ROOT / "Makefile").read_text()
     for command in commands:
         program, *arguments = command.split()
@@ -82,7 +93,7 @@ def test_make_targets_and_subcommands_exist(page: Path) -> None:
             assert re.search(rf"^{arguments[0]}:", makefile, re.MULTILINE), command
         elif program == "hipdecode":
             options = {a for a in arguments[1:] if a.startswith("--")}
-            assert not {o for o in options if o not in help_of(arguments[0])}, command
+            assert not {o for o in options if o not in options_of(arguments)}, command
 
 
 def test_readme_python_runs() -> None:

@@ -13,13 +13,14 @@ from types import ModuleType
 import pytest
 from click.testing import CliRunner, Result
 
-from hipdecode import settings
+from hipdecode import settings, target
 from hipdecode.cli import bench
 from hipdecode.errors import BadArgument
 from hipdecode.testing import bench_plot, timing
 from hipdecode.testing.bench_case import DecodeCase
 from hipdecode.testing.bench_report import Oracle
-from hipdecode.testing.peers import BlockTableKernel, TokenPoolKernel, load_peer
+from hipdecode.testing.bench_run import Plan, Roof, time_case
+from hipdecode.testing.peers import BlockTableKernel, Hipdecode, TokenPoolKernel, load_peer
 from hipdecode.testing.torch_peers import torch_peers
 
 HIP = Path(__file__).parent / "hip"
@@ -171,6 +172,24 @@ def test_engine_adaptors_hand_over_the_same_tokens(form: type, q_len: int) -> No
 def test_load_peer_refuses_other_forms(spec: str) -> None:
     with pytest.raises(BadArgument, match="expected name=module:function"):
         load_peer(spec)
+
+
+def test_load_peer_names_what_cannot_be_imported() -> None:
+    with pytest.raises(BadArgument, match="put its folder on PYTHONPATH"):
+        load_peer("a=no_such_module:f")
+
+
+def test_bench_leaves_out_a_peer_that_refuses_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("needs AMX\nmore")
+
+    plan = Plan(
+        ours=(Hipdecode(),), peers=(BlockTableKernel(refuse),), target=target.current(), rounds=1,
+        warmup=0, budget_s=1.0, cold=True, machine=timing.Machine.here(), roof=Roof(1.0, "none"),
+    )  # fmt: skip
+    rows = time_case(DecodeCase.draw((70,), nhead=2), plan)
+    assert [row["contender"] for row in rows] == ["hipdecode"]
+    assert "left out: vllm (needs AMX)" in capsys.readouterr().err
 
 
 def test_measure_interleaves_and_cuts_rounds_to_the_budget() -> None:

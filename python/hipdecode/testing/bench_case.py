@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hipdecode.support import check_supported
 from hipdecode.testing.cases import Case, MlaInputs, make_inputs
 
 
@@ -48,7 +49,17 @@ class DecodeCase:
             page_size: tokens of a page.
             head_dims: (head_dim_qk, head_dim_v).
             seed: of the generator.
+
+        Raises:
+            UnsupportedShape: no kernel of the package takes it.
         """
+        check_supported(
+            nhead=nhead,
+            q_len=q_len,
+            dtypes=(q_dtype, kv_dtype),
+            head_dims=head_dims,
+            page_size=page_size,
+        )
         spec = Case(
             nhead=nhead,
             q_lens=(q_len,) * len(kv_lens),

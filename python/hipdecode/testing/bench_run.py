@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import click
 import torch
+from torch import Tensor
 
 from hipdecode import target
 from hipdecode.testing import timing
@@ -70,21 +73,34 @@ def time_case(case: DecodeCase, plan: Plan) -> list[dict[str, object]]:
     Returns:
         One row per contender, ours first; a row is a line of the CSV file.
     """
-    everyone: list[Peer] = [*plan.ours, *plan.peers]
-    able = [peer for peer in everyone if peer.supports(case) is None]
     copies = timing.copies_for_cold(case.kv_bytes, plan.machine.llc_bytes) if plan.cold else 1
     cases = [case, *(case.twin() for _ in range(copies - 1))]
-    thunks = {peer.name: [peer.prepare(one) for one in cases] for peer in able}
     oracle = Oracle(case)
-    checks = {name: oracle.check(mine[0](), plan.target.name) for name, mine in thunks.items()}
+    everyone: list[Peer] = [*plan.ours, *plan.peers]
+    able: dict[str, Peer] = {}
+    thunks: dict[str, list[Callable[[], Tensor]]] = {}
+    checks: dict[str, Checked] = {}
+    for peer in everyone:
+        if peer.supports(case) is not None:
+            continue
+        mine = [peer.prepare(one) for one in cases]
+        try:
+            checks[peer.name] = oracle.check(mine[0](), plan.target.name)
+        except RuntimeError as error:
+            # A foreign kernel may refuse this CPU only when it is called.
+            if isinstance(peer, Hipdecode):
+                raise
+            click.echo(f"left out: {peer.name} ({str(error).splitlines()[0]})", err=True)
+            continue
+        able[peer.name], thunks[peer.name] = peer, mine
     times = timing.measure(thunks, rounds=plan.rounds, warmup=plan.warmup, budget_s=plan.budget_s)
-    base = times[able[0].name]
+    base = next(iter(times.values()))
     return [
         _case_columns(case, plan)
-        | _result_columns(case, plan, times[peer.name], checks[peer.name], base)
+        | _result_columns(case, plan, times[name], checks[name], base)
         | plan.machine.columns()
-        | {"contender": peer.name, "route": _route_name(case, plan, peer)}
-        for peer in able
+        | {"contender": name, "route": _route_name(case, plan, peer)}
+        for name, peer in able.items()
     ]
 
 

@@ -205,14 +205,20 @@ def load_peer(spec: str) -> Peer:
     """The peer of a plug-in `name=module:function`; the function takes nothing and returns a Peer.
 
     Raises:
-        BadArgument: the text is not of that form.
-        ImportError, AttributeError: there is no such module or function.
+        BadArgument: the text is not of that form, or there is no such module or function.
     """
     name, equals, target = spec.partition("=")
     module, colon, function = target.partition(":")
     if not (name and equals and module and colon and function):
         raise BadArgument(f"--peer: expected name=module:function, got {spec!r}; name a plug-in so")
-    peer: Peer = getattr(importlib.import_module(module), function)()
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise BadArgument(
+            f"--peer {spec}: expected a function that can be imported, got {error}; "
+            "put its folder on PYTHONPATH"
+        ) from error
+    peer: Peer = make()
     if peer.name != name:
         raise BadArgument(
             f"--peer: expected {name!r} to name its peer, got {peer.name!r}; use that"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
+#include <cmath>
 
 #include "../abi/mla_decode_params.h"
 #include "ops.h"
@@ -50,6 +51,7 @@ abi::MlaDecodeParams checked_params(const Inputs& in) {
   HIPDECODE_CHECK(in.kv_buffer.size(2) == 1 && in.kv_buffer.size(3) == head_dim_qk, "kv_buffer: expected [num_pages, page_size, 1, ",
                   head_dim_qk, "], got shape ", shape_text(in.kv_buffer));
   HIPDECODE_CHECK(batch >= 0, "qo_indptr: expected batch + 1 elements, got none");
+  HIPDECODE_CHECK(std::isfinite(in.sm_scale), "sm_scale: expected a finite number, got ", in.sm_scale);
   HIPDECODE_CHECK(in.max_seqlen_q >= 1, "max_seqlen_q: expected at least 1, got ", in.max_seqlen_q);
   const abi::DType o_dtype = check_output("o", in.o, nhead);
   HIPDECODE_CHECK(in.o.size(0) == rows, "o: expected ", rows, " rows, got shape ", shape_text(in.o));
@@ -59,13 +61,18 @@ abi::MlaDecodeParams checked_params(const Inputs& in) {
   p.q = in.q.const_data_ptr();
   p.kv = in.kv_buffer.const_data_ptr();
   p.o = in.o.mutable_data_ptr();
-  p.lse = in.lse ? float_data("lse", *in.lse, rows * nhead) : nullptr;
+  if (in.lse) {
+    check_same_device("lse", *in.lse, in.q);
+    HIPDECODE_CHECK(in.lse->numel() == rows * nhead, "lse: expected [", rows, ", ", nhead, "], got shape ", shape_text(*in.lse));
+    p.lse = float_data("lse", *in.lse, rows * nhead);
+  }
   p.qo_indptr = int32_data("qo_indptr", in.qo_indptr, 1);
   p.kv_indptr = int32_data("kv_indptr", in.kv_indptr, batch + 1);
   p.kv_indices = int32_data("kv_indices", in.kv_indices, 0);
+  if (in.kv_last_page_lens) check_same_device("kv_last_page_lens", *in.kv_last_page_lens, in.q);
   p.kv_last_page_lens = in.kv_last_page_lens ? int32_data("kv_last_page_lens", *in.kv_last_page_lens, batch) : nullptr;
-  p.q_scale = scale_data("q_scale", in.q_scale);
-  p.kv_scale = scale_data("kv_scale", in.kv_scale);
+  p.q_scale = scale_data("q_scale", in.q_scale, in.q);
+  p.kv_scale = scale_data("kv_scale", in.kv_scale, in.q);
   p.q_stride_row = in.q.stride(0);
   p.q_stride_head = in.q.stride(1);
   p.kv_stride_page = in.kv_buffer.stride(0);

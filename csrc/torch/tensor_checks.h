@@ -57,8 +57,9 @@ inline float* float_data(const char* name, const Tensor& t, int64_t least) {
 }
 
 /// A dequantisation scale on the device, 0-d or [1]; absent means 1.
-inline const float* scale_data(const char* name, const OptionalTensor& t) {
+inline const float* scale_data(const char* name, const OptionalTensor& t, const Tensor& q) {
   if (!t) return nullptr;
+  check_same_device(name, *t, q);
   HIPDECODE_CHECK(t->scalar_type() == ScalarType::Float && t->numel() == 1, name,
                   ": expected one float32 element, got shape ", shape_text(*t));
   return static_cast<const float*>(t->const_data_ptr());
@@ -85,8 +86,10 @@ inline abi::DType check_output(const char* name, const Tensor& o, int64_t nhead)
   check_dim(name, o, 3);
   const abi::DType type = dtype_of(name, o);
   HIPDECODE_CHECK(type == abi::DType::bf16 || type == abi::DType::fp16, name, ": expected bfloat16 or float16");
-  HIPDECODE_CHECK(o.size(1) == nhead && (o.size(2) == 1 || o.stride(2) == 1), name, ": expected [rows, ", nhead,
+  HIPDECODE_CHECK(o.size(1) == nhead && o.stride(2) == 1, name, ": expected [rows, ", nhead,
                   ", head_dim_v] with a contiguous last dimension, got shape ", shape_text(o));
+  HIPDECODE_CHECK((nhead == 1 || o.stride(1) >= o.size(2)) && (o.size(0) <= 1 || o.stride(0) >= o.size(2)), name,
+                  ": expected rows that do not overlap; pass a tensor with its own storage");
   return type;
 }
 

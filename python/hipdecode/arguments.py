@@ -19,8 +19,9 @@ DTYPE_NAMES = {
     torch.float8_e4m3fn: "fp8_e4m3fn",
     torch.float8_e4m3fnuz: "fp8_e4m3fnuz",
 }
-_HEAD_DIM_V = dict(HEAD_DIMS)
-_OUTPUT_DTYPES = (torch.bfloat16, torch.float16)
+HEAD_DIM_V = dict(HEAD_DIMS)
+OUTPUT_DTYPES = (torch.bfloat16, torch.float16)
+_MAX_SPLITS = 1024
 _ROW_ALIGNMENT = 16  # bytes: vector loads and direct-to-LDS copies need it
 
 
@@ -62,17 +63,20 @@ def check_int(name: str, value: object, low: int, high: int = 2**31 - 1) -> None
         raise BadArgument(f"{name}: expected an int from {low} to {high}, got {value!r}")
 
 
-def check_scale(sm_scale: float | None, head_dim_qk: int) -> float:
-    """The softmax scale, 1 / sqrt(head_dim_qk) by default.
+def check_choices(
+    sm_scale: float | None, num_splits: int | None, workspace: Workspace | None
+) -> None:
+    """Checks what a caller chooses freely.
 
     Raises:
-        BadArgument: it is no finite number.
+        BadArgument: a choice means nothing.
     """
-    if sm_scale is None:
-        return float(head_dim_qk**-0.5)
-    if not isinstance(sm_scale, int | float) or not math.isfinite(sm_scale):
+    if sm_scale is not None and not (isinstance(sm_scale, int | float) and math.isfinite(sm_scale)):
         raise BadArgument(f"sm_scale: expected a finite number or None, got {sm_scale!r}")
-    return float(sm_scale)
+    if num_splits is not None:
+        check_int("num_splits", num_splits, 1, _MAX_SPLITS)
+    if workspace is not None and not isinstance(workspace, Workspace):
+        raise BadArgument(f"workspace: expected a Workspace or None, got {describe(workspace)}")
 
 
 def check_inputs(
@@ -82,11 +86,8 @@ def check_inputs(
     kv_indptr: Tensor,
     kv_indices: Tensor,
     max_seqlen_q: int,
-) -> tuple[int, int]:
+) -> None:
     """Checks the inputs of a decode against each other.
-
-    Returns:
-        (batch, head_dim_v).
 
     Raises:
         BadArgument: an argument has a wrong type, shape or stride.
@@ -119,7 +120,7 @@ def check_inputs(
             f"qo_indptr, kv_indptr: expected [batch + 1] each, got {describe(qo_indptr)} and "
             f"{describe(kv_indptr)}"
         )
-    if head_dim_qk not in _HEAD_DIM_V:
+    if head_dim_qk not in HEAD_DIM_V:
         check_supported(
             nhead=nhead,
             q_len=max_seqlen_q,
@@ -127,14 +128,11 @@ def check_inputs(
             head_dims=(head_dim_qk, head_dim_qk),
             page_size=kv_buffer.shape[1],
         )
-    return batch, _HEAD_DIM_V[head_dim_qk]
 
 
 def _check_cache(kv_buffer: Tensor, head_dim_qk: int, device: torch.device) -> None:
     step = kv_buffer.element_size()
-    starts = [kv_buffer.stride(0) * step, kv_buffer.stride(1) * step]
-    if not torch.compiler.is_compiling():  # addresses are unknown there; the operator checks them
-        starts.append(kv_buffer.data_ptr())
+    starts = (kv_buffer.stride(0) * step, kv_buffer.stride(1) * step, kv_buffer.data_ptr())
     aligned = not any(start % _ROW_ALIGNMENT for start in starts)
     good = kv_buffer.shape[1] >= 1 and kv_buffer.shape[2:] == (1, head_dim_qk)
     if not (good and aligned and kv_buffer.stride(3) == 1 and kv_buffer.device == device):
@@ -145,47 +143,37 @@ def _check_cache(kv_buffer: Tensor, head_dim_qk: int, device: torch.device) -> N
         )
 
 
-def check_scale_pair(q_scale: Tensor | None, kv_scale: Tensor | None, device: torch.device) -> None:
-    """Requires scales to be None or one fp32 element on the device.
+def check_options(
+    q: Tensor,
+    out: Tensor | None,
+    lse: Tensor | None,
+    kv_last_page_lens: Tensor | None,
+    q_scale: Tensor | None,
+    kv_scale: Tensor | None,
+    batch: int,
+) -> None:
+    """Checks the optional tensors of a decode against its checked inputs.
 
     Raises:
-        BadArgument: one is something else.
+        BadArgument: one has a wrong type, shape or stride.
     """
-    for name, scale in (("q_scale", q_scale), ("kv_scale", kv_scale)):
-        if scale is None:
-            continue
-        check_tensor(name, scale, torch.float32, device)
-        if scale.numel() != 1:
-            raise BadArgument(f"{name}: expected one element (0-d or [1]), got {describe(scale)}")
-
-
-def check_page_lens(kv_last_page_lens: Tensor | None, batch: int, device: torch.device) -> None:
-    """Requires [batch] int32 or None.
-
-    Raises:
-        BadArgument: it is something else.
-    """
-    if kv_last_page_lens is None:
-        return
-    check_tensor("kv_last_page_lens", kv_last_page_lens, torch.int32, device, contiguous=True)
-    if kv_last_page_lens.numel() < batch:
-        raise BadArgument(
-            f"kv_last_page_lens: expected {batch} elements, got {describe(kv_last_page_lens)}"
-        )
-
-
-def output_for(out: Tensor | None, q: Tensor, head_dim_v: int) -> Tensor:
-    """The caller's output tensor, checked, or a new one.
-
-    Raises:
-        BadArgument: out has a wrong type, shape or stride.
-    """
-    rows, nhead, _ = q.shape
+    rows, nhead, head_dim_qk = q.shape
     if out is not None:
-        check_output("out", out, rows, nhead, head_dim_v, q.device)
-        return out
-    dtype = q.dtype if q.dtype in _OUTPUT_DTYPES else torch.bfloat16
-    return torch.empty((rows, nhead, head_dim_v), dtype=dtype, device=q.device)
+        check_output("out", out, rows, nhead, HEAD_DIM_V[head_dim_qk], q.device)
+    check_lse(lse, rows, nhead, q.device)
+    for name, scale in (("q_scale", q_scale), ("kv_scale", kv_scale)):
+        if scale is not None:
+            check_tensor(name, scale, torch.float32, q.device)
+            if scale.numel() != 1:
+                raise BadArgument(
+                    f"{name}: expected one element (0-d or [1]), got {describe(scale)}"
+                )
+    if kv_last_page_lens is not None:
+        check_tensor("kv_last_page_lens", kv_last_page_lens, torch.int32, q.device, contiguous=True)
+        if kv_last_page_lens.numel() < batch:
+            raise BadArgument(
+                f"kv_last_page_lens: expected {batch} elements, got {describe(kv_last_page_lens)}"
+            )
 
 
 def check_output(
@@ -196,7 +184,7 @@ def check_output(
     Raises:
         BadArgument: it is something else.
     """
-    good = isinstance(out, Tensor) and out.dim() == 3 and out.dtype in _OUTPUT_DTYPES
+    good = isinstance(out, Tensor) and out.dim() == 3 and out.dtype in OUTPUT_DTYPES
     good = good and out.device == device and out.stride(2) == 1
     good = good and out.shape[1:] == (nhead, head_dim_v) and rows in (None, out.shape[0])
     good = good and (nhead == 1 or out.stride(1) >= head_dim_v)
@@ -220,29 +208,6 @@ def check_lse(
     check_tensor(name, lse, torch.float32, device, contiguous=True)
     if lse.numel() != rows * nhead:
         raise BadArgument(f"{name}: expected [{rows}, {nhead}], got {describe(lse)}")
-
-
-def lse_for(lse: Tensor | None, q: Tensor, wanted: bool) -> Tensor | None:
-    """The caller's LSE tensor, checked, or a new one where it is wanted.
-
-    Raises:
-        BadArgument: lse has a wrong type or shape.
-    """
-    rows, nhead, _ = q.shape
-    if lse is None and wanted:
-        return torch.empty((rows, nhead), dtype=torch.float32, device=q.device)
-    check_lse(lse, rows, nhead, q.device)
-    return lse
-
-
-def check_workspace(workspace: Workspace | None) -> None:
-    """Requires a Workspace or None.
-
-    Raises:
-        BadArgument: it is something else.
-    """
-    if workspace is not None and not isinstance(workspace, Workspace):
-        raise BadArgument(f"workspace: expected a Workspace or None, got {describe(workspace)}")
 
 
 def check_plan(

@@ -13,15 +13,12 @@ from torch import Tensor
 from . import ops
 from .arguments import (
     DTYPE_NAMES,
+    HEAD_DIM_V,
+    OUTPUT_DTYPES,
+    check_choices,
     check_inputs,
-    check_int,
-    check_page_lens,
+    check_options,
     check_plan,
-    check_scale,
-    check_scale_pair,
-    check_workspace,
-    lse_for,
-    output_for,
 )
 from .dispatch import DecodeShape, log_shape, logger, route_mla_decode
 from .plan import MlaPlan, plan_mla_decode
@@ -29,7 +26,6 @@ from .workspace import SplitScratch, Workspace, default_workspace
 
 _ROW_TILE = 128
 """Query rows of an hk block: tile::DecodeTiles::kRows."""
-MAX_SPLITS = 1024
 
 
 def mla_decode(
@@ -97,29 +93,22 @@ def mla_decode(
 
     Source: DeepSeek-V2 (2024), section 2.1; the split merge is that of Flash-Decoding.
     """
-    batch, head_dim_v = check_inputs(q, kv_buffer, qo_indptr, kv_indptr, kv_indices, max_seqlen_q)
-    check_scale_pair(q_scale, kv_scale, q.device)
-    check_page_lens(kv_last_page_lens, batch, q.device)
-    scale = check_scale(sm_scale, q.shape[2])
-    check_workspace(workspace)
-    if num_splits is not None:
-        check_int("num_splits", num_splits, 1, MAX_SPLITS)
-    out = output_for(out, q, head_dim_v)
-    lse = lse_for(lse, q, return_lse)
-    if kv_len is None and plan is None and not _replayed(q):
-        kv_len = -(-kv_indices.numel() * kv_buffer.shape[1] // max(batch, 1))
     choice = (kv_len, batch_invariant, route, num_splits)
-    index = (qo_indptr, kv_indptr, kv_indices, kv_last_page_lens)
-    step = _Step(q, kv_buffer, out, lse, *index, q_scale, kv_scale, max_seqlen_q, scale, causal)
-    facts = _facts(step, choice)
-    if q.shape[0] > 0:
-        chosen, splits = _prepare(*facts)
-        if not torch.compiler.is_compiling() and logger.isEnabledFor(logging.INFO):
-            _log(step, facts, planned=plan is not None)
-        if chosen == "hk":
-            _decode_hk(step, splits, workspace)
-        else:
-            _decode_persistent(step, plan, workspace)
+    try:
+        out, lse = _outputs(q, out, lse, return_lse)
+        scale = q.shape[2] ** -0.5 if sm_scale is None else sm_scale
+        if isinstance(scale, Tensor):  # reading it would synchronise
+            raise TypeError("sm_scale")
+        index = (qo_indptr, kv_indptr, kv_indices, kv_last_page_lens)
+        step = _Step(q, kv_buffer, out, lse, *index, q_scale, kv_scale, max_seqlen_q, scale, causal)
+        _decode(step, choice, plan, workspace)
+    except Exception:
+        # The operators check all they are given, cheaply, before they write. Only when one refuses
+        # is it worth the time to find out whose fault it was and to say so by name.
+        check_inputs(q, kv_buffer, qo_indptr, kv_indptr, kv_indices, max_seqlen_q)
+        check_options(q, out, lse, kv_last_page_lens, q_scale, kv_scale, qo_indptr.numel() - 1)
+        check_choices(sm_scale, num_splits, workspace)
+        raise
     return (out, lse) if return_lse and lse is not None else out
 
 
@@ -143,6 +132,38 @@ class _Step(NamedTuple):
     @property
     def batch(self) -> int:
         return self.qo_indptr.numel() - 1
+
+
+def _outputs(
+    q: Tensor, out: Tensor | None, lse: Tensor | None, return_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    rows, nhead, head_dim_qk = q.shape
+    if out is None:
+        dtype = q.dtype if q.dtype in OUTPUT_DTYPES else torch.bfloat16
+        head_dim_v = HEAD_DIM_V.get(head_dim_qk, head_dim_qk)
+        out = torch.empty((rows, nhead, head_dim_v), dtype=dtype, device=q.device)
+    if lse is None and return_lse:
+        lse = torch.empty((rows, nhead), dtype=torch.float32, device=q.device)
+    return out, lse
+
+
+def _decode(
+    step: _Step, choice: tuple[object, ...], plan: MlaPlan | None, workspace: Workspace | None
+) -> None:
+    """Routes a step and launches it."""
+    if choice[0] is None and plan is None and not _replayed(step.q):
+        capacity = step.kv_indices.numel() * step.kv_buffer.shape[1]
+        choice = (-(-capacity // max(step.batch, 1)), *choice[1:])
+    facts = _facts(step, choice)
+    chosen, splits = _prepare(*facts)
+    if not torch.compiler.is_compiling() and logger.isEnabledFor(logging.INFO):
+        _log(step, facts, planned=plan is not None)
+    if step.q.shape[0] == 0:
+        return
+    if chosen == "hk":
+        _decode_hk(step, splits, workspace)
+    else:
+        _decode_persistent(step, plan, workspace)
 
 
 def _decode_hk(step: _Step, num_splits: int, workspace: Workspace | None) -> None:

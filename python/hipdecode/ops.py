@@ -75,8 +75,14 @@ def _load() -> ctypes.CDLL:
     return library
 
 
-def _writes_only(*_args: object, **_kwargs: object) -> None:
-    """The fake of every operator: they return nothing and the schema says what they write."""
+def _writes_only(*arguments: object) -> None:
+    """The fake of every operator: they return nothing and the schema says what they write.
+
+    A call that mixes a meta tensor with real ones ends here too, and must not pass for a decode.
+    """
+    devices = {value.device for value in arguments if isinstance(value, torch.Tensor)}
+    if len(devices) > 1:
+        raise RuntimeError(f"expected all tensors on one device, got {sorted(map(str, devices))}")
 
 
 def _load_on_demand(device: int, name: bytes, message: int, message_bytes: int) -> int:

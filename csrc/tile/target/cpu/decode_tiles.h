@@ -180,11 +180,19 @@ struct DecodeTiles {
     alignas(kCacheLine) float ordered[kHeadDimV];
     const float* out = s.out + static_cast<int64_t>(r) * kHeadDimV;
     for (int quad = 0; quad < kHeadDimV / 4; ++quad)
-      std::memcpy(ordered + 4 * quad, out + 4 * W::output_quad(quad), 4 * sizeof(float));
+      std::memcpy(ordered + 4 * quad, out + kOutputOffsets.at[quad], 4 * sizeof(float));
     write_row(destination, ordered, scale, kHeadDimV, type);
   }
 
  private:
+  struct OutputOffsets {
+    int16_t at[kHeadDimV / 4];
+    constexpr OutputOffsets() : at() {
+      for (int quad = 0; quad < kHeadDimV / 4; ++quad) at[quad] = static_cast<int16_t>(4 * W::output_quad(quad));
+    }
+  };
+  static constexpr OutputOffsets kOutputOffsets{};
+
   template <int kVecs>
   static TILE_FN void score_rows(float* out, int64_t pitch, const Word* const* keys, const Word* queries,
                                  Prefetch next, bool both) {

@@ -172,7 +172,9 @@ def make_inputs(case: Case) -> MlaInputs:
     if case.last_page_lens == "given":
         last_page_lens = torch.tensor(last, dtype=torch.int32)
     elif case.last_page_lens == "garbage":
-        last_page_lens = torch.full((len(last),), 77, dtype=torch.int32)
+        last_page_lens = torch.tensor(
+            [(0, 77, -3)[b % 3] for b in range(len(last))], dtype=torch.int32
+        )
     return MlaInputs(
         q=q,
         kv_buffer=kv_buffer,

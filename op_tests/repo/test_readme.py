@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What README.md tells people to type works: its commands, its Python, its links."""
 
+import csv
 import os
 import re
 import shlex
@@ -20,6 +21,8 @@ PAGES = sorted(
     if ".venv" not in p.parts
 )
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NUMBERS = re.compile(r"<!-- numbers:begin -->(.*)<!-- numbers:end -->", re.DOTALL)
+RESULTS = ROOT / "op_tests" / "op_benchmarks" / "results" / "mla_decode_cpu.csv"
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)|<img src=\"([^\"]+)\"")
 INLINE_COMMAND = re.compile(r"`((?:hipdecode|make) [^`]+)`")
 
@@ -122,3 +125,39 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
 def test_readme_names_every_setting() -> None:
     settings = (ROOT / "python" / "hipdecode" / "settings.py").read_text()
     assert set(re.findall(r"HIPDECODE_\w+", settings)) == set(re.findall(r"HIPDECODE_\w+", README))
+
+
+def table_line(rows: list[dict[str, str]]) -> str:
+    """The README's line for one benchmarked case: ours is the first row, peers are the others."""
+    ours, *others = rows
+    peers = [row for row in others if not row["contender"].startswith("hipdecode")]
+    nearest = min(peers, key=lambda row: float(row["ratio"]))
+    cells = [
+        f"{ours['q_dtype']}/{ours['kv_dtype']}",
+        ours["nhead"],
+        ours["q_len"],
+        f"{ours['batch']} x {ours['context']}",
+        ours["route"],
+        f"{float(ours['ms_p50']):.3g}",
+        f"{float(ours['gflops']):.0f}",
+        f"{float(ours['roof_pct']):.0f} %",
+        f"{float(nearest['ratio']):.2f} x {nearest['contender']}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def test_readme_numbers_are_those_of_the_recorded_run() -> None:
+    with RESULTS.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    key = ("q_dtype", "kv_dtype", "nhead", "q_len", "batch", "context")
+    cases: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        cases.setdefault(tuple(row[name] for name in key), []).append(row)
+    recorded = [table_line(case) for case in cases.values()]
+    match = NUMBERS.search(README)
+    assert match is not None
+    shown = [line for line in match.group(1).splitlines() if line.startswith("| ")][1:]
+    assert shown
+    assert [line for line in shown if line not in recorded] == [], "\n".join(recorded)
+    for fact in ("machine", "torch", "commit"):
+        assert rows[0][fact] in match.group(1)

@@ -115,7 +115,7 @@ def test_row_says_when_no_gain_exceeds_the_noise() -> None:
     taken = [measured(p, r, noise_pct=7.5) for p, r in zip(points, (1.02, 0.99), strict=True)]
     (row,) = rows_from_grid(taken, machine="here", date="2026-11-21")
     assert row.route == "persistent"
-    assert row.source == "batch 1 ctx 512, of 2 measured; gain within the noise of 7.5 %"
+    assert row.source == "batch 1 ctx 64, of 2 measured; gain within the noise of 7.5 %"
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,8 @@ def test_row_says_when_no_gain_exceeds_the_noise() -> None:
         ([0.99, 2.0, 0.99], "persistent persistent persistent"),
         ([0.99, 0.98, 1.02], "persistent persistent persistent"),
         ([1.0], "persistent"),
+        ([0.975, 0.972, 0.971], "hk hk hk"),
+        ([1.02, 0.98, 1.029], "persistent persistent persistent"),
     ],
 )
 def test_choose_lets_undecided_points_follow(ratios: list[float], routes: str) -> None:

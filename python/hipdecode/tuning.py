@@ -14,6 +14,7 @@ import dataclasses
 import io
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,9 +170,9 @@ class _Patch:
 def rows_from_grid(taken: Iterable[Measurement], *, machine: str, date: str) -> list[Row]:
     """Turn the measurements of complete grids into rows that tile the plane.
 
-    A row's evidence is its decided point with the smallest gain (any measured point where none is
-    decided): the others of the rectangle speak for the route more clearly. `us` is the route's p50
-    there, `runner_up_us` is that times the paired ratio, so that the gain is that of the rounds.
+    A row's evidence is its decided point of least gain, since the others speak for the route more
+    clearly; without a decided one, the point of least noise. `us` is the route's p50 there,
+    `runner_up_us` is that times the paired ratio, so that the gain is that of the rounds.
 
     Args:
         taken: for each key, one measurement per (batch, kv_len) of its own grid.
@@ -246,12 +247,16 @@ def choose(column: Sequence[Measurement]) -> list[str]:
     """Choose a route for each context of one batch, in ascending order of context.
 
     A decided point takes its faster route; an undecided one follows the nearest decided point (the
-    shorter context on a tie). Without any decided point all take `persistent`, whose plan also
-    evens out contexts more ragged than the measured ones.
+    shorter context on a tie). Without any decided point all measured ones vote together; where that
+    is within their noise too, `persistent`, whose plan also evens out contexts more ragged than
+    the measured ones.
     """
     decided = [index for index, one in enumerate(column) if one.decided]
     if not decided:
-        return ["persistent"] * len(column)
+        measured = [one for one in column if one.rounds]
+        gain = 100 * (1 - math.exp(statistics.fmean(math.log(one.ratio) for one in measured)))
+        noise = math.hypot(*(one.noise_pct for one in measured)) / len(measured)
+        return ["hk" if gain > noise else "persistent"] * len(column)
     nearest = (min((abs(at - index), at) for at in decided)[1] for index in range(len(column)))
     return [column[at].faster for at in nearest]
 
@@ -261,7 +266,10 @@ def _row(key: TableKey, patch: _Patch, machine: str, date: str) -> Row:
     # Never empty: a band has a measured point, and undecided ones join a decided neighbour.
     measured = [one for one in patch.inside if one.rounds]
     decided = [one for one in measured if one.decided and one.faster == route]
-    shown = min(decided or measured, key=lambda one: one.gain(route))
+    if decided:
+        shown = min(decided, key=lambda one: one.gain(route))
+    else:
+        shown = min(measured, key=lambda one: one.noise_pct)
     us = round(shown.us(route), 3)
     runner_up_us = round(us / (1 - shown.gain(route) / 100), 3)
     source = f"batch {shown.point.batch} ctx {shown.point.kv_len}, of {len(measured)} measured"

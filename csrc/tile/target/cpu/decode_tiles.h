@@ -173,7 +173,7 @@ struct DecodeTiles {
   }
 
   /// Re-stages the values of a tile so that tokens from `limit` on are zero.
-  static TILE_FN void cut_values(Shared& s, int limit) { W::stage_values(s.keys, 0, limit, limit); }
+  static TILE_FN void cut_values(Shared& s, int limit) { W::cut_values(s.keys, 0, limit, limit); }
 
   /// Row r of the output in logical column order, times `scale`.
   static TILE_FN void store_row(Shared& s, int r, float scale, void* destination, abi::DType type) {

@@ -41,19 +41,26 @@ struct WordsBf16 {
     alignas(kCacheLine) Word staged[kStaged ? kTokens * kKeyPitch : kKeyPitch];
     alignas(kCacheLine) Word values[kTokens / 2 * kValuePitch];
     const Word* row[kTokens];
+
+    TILE_FN Word* row_words(int n) {
+      row[n] = staged + n * kKeyPitch;
+      return staged + n * kKeyPitch;
+    }
   };
 
   static TILE_FN Vec multiply_add(Vec acc, Vec lanes, Word scalar) {
     return (Vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)lanes, (__m512bh)_mm512_set1_epi32(static_cast<int>(scalar)));
   }
 
-  /// 64 (or the last 32) fp8 codes to bf16. Bytes are interleaved within 128-bit lanes, so columns come
-  /// out in the order of key_column().
+  /// Columns of a row of fp8, as bf16 words in the order of key_column().
+  struct Block {
+    __m512i first, second;
+  };
+
+  /// 64 fp8 codes to bf16. Bytes are interleaved within 128-bit lanes, hence the order of columns.
   template <abi::DType kType>
-  static TILE_FN void widen_block(Word* out, const uint8_t* source, bool half) {
+  static TILE_FN Block widen_block(__m512i codes) {
     static constexpr Fp8ToBf16<kType> kTable{};
-    const __m512i codes = half ? _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)source))
-                               : _mm512_loadu_si512(source);
     __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kTable.low), codes, _mm512_load_si512(kTable.low + 64));
     __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(kTable.high), codes, _mm512_load_si512(kTable.high + 64));
     high = _mm512_or_si512(high, _mm512_and_si512(codes, _mm512_set1_epi8(-128)));
@@ -62,22 +69,22 @@ struct WordsBf16 {
       low = _mm512_mask_mov_epi8(low, nan, _mm512_set1_epi8(-1));
       high = _mm512_mask_mov_epi8(high, nan, _mm512_set1_epi8(-1));
     }
-    const __m512i first = _mm512_unpacklo_epi8(low, high), second = _mm512_unpackhi_epi8(low, high);
-    if (half) {
-      _mm256_store_si256((__m256i*)out, _mm512_castsi512_si256(first));
-      _mm256_store_si256((__m256i*)(out + 8), _mm512_castsi512_si256(second));
-    } else {
-      _mm512_store_si512(out, first);
-      _mm512_store_si512(out + 16, second);
-    }
+    return {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
   }
 
-  /// Fills out[kDepth] words from a row of fp8, columns in the order of key_column().
+  /// Widens columns [i, i + 64), or the last 32, of a row into `out`.
   template <abi::DType kType>
-  static TILE_FN void widen_row(Word* out, const uint8_t* source) {
-    int i = 0;
-    for (; i + 64 <= kHeadDimQk; i += 64) widen_block<kType>(out + i / 2, source + i, false);
-    if (i < kHeadDimQk) widen_block<kType>(out + i / 2, source + i, true);
+  static TILE_FN Block widen_columns(Word* out, const uint8_t* row, int i) {
+    if (kHeadDimQk - i >= 64) {
+      const Block block = widen_block<kType>(_mm512_loadu_si512(row + i));
+      _mm512_store_si512(out + i / 2, block.first);
+      _mm512_store_si512(out + i / 2 + 16, block.second);
+      return block;
+    }
+    const Block block = widen_block<kType>(_mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i*)(row + i))));
+    _mm256_store_si256((__m256i*)(out + i / 2), _mm512_castsi512_si256(block.first));
+    _mm256_store_si256((__m256i*)(out + i / 2 + 8), _mm512_castsi512_si256(block.second));
+    return block;
   }
 
   /// Logical column behind position p of a staged fp8 row.
@@ -90,7 +97,7 @@ struct WordsBf16 {
   static TILE_FN void query_row(Word* out, const void* source) {
     static_assert(kStaged || !kIsFp8<kQDType>, "an fp8 query goes with fp8 keys");
     if constexpr (kIsFp8<kQDType>) {
-      widen_row<kQDType>(out, static_cast<const uint8_t*>(source));
+      for (int i = 0; i < kHeadDimQk; i += 64) widen_columns<kQDType>(out, static_cast<const uint8_t*>(source), i);
     } else if constexpr (kStaged) {
       const auto* q = static_cast<const uint16_t*>(source);
       for (int p = 0; p < kHeadDimQk; p += 8) std::memcpy(out + p / 2, q + key_column(p), 16);  // runs of eight
@@ -99,37 +106,50 @@ struct WordsBf16 {
     }
   }
 
+  /// Makes tokens [begin, end) of a tile ready for scores, and those of fp8 for values too.
   static TILE_FN void stage_keys(Keys& keys, const KvElement* const* source, int begin, int end) {
-    for (int n = begin; n < end; ++n) {
-      if constexpr (kStaged) {
-        Word* row = keys.staged + n * kKeyPitch;
-        keys.row[n] = row;
-        if (source[n])
-          widen_row<kKvDType>(row, source[n]);
-        else
-          std::memset(row, 0, kDepth * sizeof(Word));
-      } else {
-        keys.row[n] = source[n] ? reinterpret_cast<const Word*>(source[n]) : keys.staged;
+    if constexpr (kStaged) {
+      alignas(kCacheLine) static constexpr KvElement kNothing[kHeadDimQk] = {};
+      for (int n = begin; n < end; n += 2) {
+        Word* first = keys.row_words(n);
+        Word* second = keys.row_words(n + 1);
+        const KvElement* a = source[n] ? source[n] : kNothing;
+        const KvElement* b = source[n + 1] ? source[n + 1] : kNothing;
+        Word* out = keys.values + n / 2 * kValuePitch;
+        for (int i = 0; i < kHeadDimQk; i += 64) {
+          const Block x = widen_columns<kKvDType>(first, a, i), y = widen_columns<kKvDType>(second, b, i);
+          if (i >= kHeadDimV) continue;
+          pair_up(out + i, x.first, y.first);
+          pair_up(out + i + 32, x.second, y.second);
+        }
       }
-    }
-    if constexpr (!kStaged)
+    } else {
       if (begin == 0) std::memset(keys.staged, 0, kDepth * sizeof(Word));
+      for (int n = begin; n < end; ++n)
+        keys.row[n] = source[n] ? reinterpret_cast<const Word*>(source[n]) : keys.staged;
+    }
+  }
+
+  static TILE_FN void pair_up(Word* out, __m512i a, __m512i b) {
+    _mm512_store_si512(out, _mm512_unpacklo_epi16(a, b));
+    _mm512_store_si512(out + 16, _mm512_unpackhi_epi16(a, b));
   }
 
   /// Pairs up the value rows of tokens (n, n + 1) for tokens [begin, end), begin even. Rows from `limit` on
   /// read as zero whatever they hold.
-  static TILE_FN void stage_values(Keys& keys, int begin, int end, int limit) {
+  static TILE_FN void cut_values(Keys& keys, int begin, int end, int limit) {
     for (int n = begin; n < end; n += 2) {
       const Word* first = keys.row[n];
       const Word* second = n + 1 < limit ? keys.row[n + 1] : nullptr;
       Word* out = keys.values + n / 2 * kValuePitch;
-      for (int i = 0; i < kHeadDimV / 2; i += 16) {
-        const __m512i a = _mm512_loadu_si512(first + i);
-        const __m512i b = second ? _mm512_loadu_si512(second + i) : _mm512_setzero_si512();
-        _mm512_store_si512(out + 2 * i, _mm512_unpacklo_epi16(a, b));
-        _mm512_store_si512(out + 2 * i + 16, _mm512_unpackhi_epi16(a, b));
-      }
+      for (int i = 0; i < kHeadDimV / 2; i += 16)
+        pair_up(out + 2 * i, _mm512_loadu_si512(first + i), second ? _mm512_loadu_si512(second + i) : _mm512_setzero_si512());
     }
+  }
+
+  /// The values of keys that have just been read.
+  static TILE_FN void stage_values(Keys& keys, int begin, int end, int limit) {
+    if constexpr (!kStaged) cut_values(keys, begin, end, limit);
   }
 
   static TILE_FN bool is_special(const Word* row) {

@@ -42,6 +42,7 @@ struct WordsFp32 {
 
   /// Values are the staged keys.
   static TILE_FN void stage_values(Keys&, int, int, int) {}
+  static TILE_FN void cut_values(Keys&, int, int, int) {}
 
   static TILE_FN bool is_special(const Word* row) {
     BitVec hits{};

@@ -229,11 +229,11 @@ def small_plan(**changed: Any) -> Callable[[], MlaPlan]:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("qo_indptr", prefix([2])),
+        ("qo_indptr", int32([])),
         ("qo_indptr", prefix([2, 2]).long()),
         ("qo_indptr", prefix([2, 2, 2, 2, 2])[::2]),
-        ("qo_indptr", prefix([2, 2]).to("meta")),
-        ("kv_indptr", int32([])),
+        ("kv_indptr", prefix([2, 2]).to("meta")),
+        ("kv_indptr", prefix([2])),
         ("kv_indptr", [0, 3, 4]),
         ("kv_last_page_lens", int32([1])),
         ("kv_last_page_lens", torch.ones(2)),

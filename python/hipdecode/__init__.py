@@ -1,22 +1,49 @@
 # SPDX-License-Identifier: MIT
-"""MLA decode attention for PyTorch: one kernel source for AMD Instinct, NVIDIA Hopper and CPUs."""
+"""MLA decode attention for PyTorch: one kernel source for AMD Instinct, NVIDIA Hopper and CPUs.
 
-from .decode import mla_decode, warmup
-from .errors import (
-    BadArgument,
-    BuildError,
-    HipdecodeError,
-    NotWarmed,
-    TargetError,
-    UnsupportedShape,
-    WorkspaceError,
-)
-from .ops import load_binding
-from .plan import MlaPlan, mla_metadata_info, plan_mla_decode
-from .reduce import mla_reduce
-from .workspace import Workspace, workspace_bytes
+Names are imported when they are first used, so that the command line starts without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .decode import mla_decode, warmup
+    from .errors import (
+        BadArgument,
+        BuildError,
+        HipdecodeError,
+        NotWarmed,
+        TargetError,
+        UnsupportedShape,
+        WorkspaceError,
+    )
+    from .ops import load_binding
+    from .plan import MlaPlan, mla_metadata_info, plan_mla_decode
+    from .reduce import mla_reduce
+    from .workspace import Workspace, workspace_bytes
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "decode": ("mla_decode", "warmup"),
+    "errors": (
+        "BadArgument",
+        "BuildError",
+        "HipdecodeError",
+        "NotWarmed",
+        "TargetError",
+        "UnsupportedShape",
+        "WorkspaceError",
+    ),
+    "ops": ("load_binding",),
+    "plan": ("MlaPlan", "mla_metadata_info", "plan_mla_decode"),
+    "reduce": ("mla_reduce",),
+    "workspace": ("Workspace", "workspace_bytes"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BadArgument",
@@ -36,3 +63,17 @@ __all__ = [
     "warmup",
     "workspace_bytes",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name at its first use."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'hipdecode' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted(__all__)

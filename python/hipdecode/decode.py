@@ -270,9 +270,16 @@ def _shape(
 
 
 @ops.constant_when_traced
-@lru_cache(maxsize=8192)
 def _prepare(*facts: object) -> tuple[str, int]:
-    """Routes and loads what the route launches; cached, so a warm call costs one lookup."""
+    """Routes and loads what the route launches.
+
+    The cache is behind it: the compiler looks through lru_cache before it looks at the mark.
+    """
+    return _prepared(*facts)
+
+
+@lru_cache(maxsize=8192)
+def _prepared(*facts: object) -> tuple[str, int]:
     shape = _shape(*facts)  # type: ignore[arg-type]
     route = route_mla_decode(shape)
     dims = f"{shape.head_dim_qk}-{shape.head_dim_v}-{shape.q_dtype}-{shape.kv_dtype}"

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../../abi/mla_decode_params.h"
+#include "../../tile/concepts.h"
 #include "../../tile/tile.h"
 
 namespace hipdecode::kernels {
@@ -46,6 +47,7 @@ struct MlaTile {
   using Params = abi::MlaDecodeParams;
   using Tiles = tile::DecodeTiles<Shape::kHeadDimQk, Shape::kHeadDimV, Shape::kQDType, Shape::kKvDType>;
   using KvElement = typename Tiles::KvElement;
+  static_assert(tile::DecodeTilesOf<Tiles>, "the target lacks an operation of a decode kernel, see concepts.h");
   static constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
   struct Shared {

@@ -19,7 +19,8 @@ from hipdecode.jit import BuildResult, binding, build_kernels, prebuilt, recipe,
 
 
 @click.command()
-@click.argument("modules", nargs=-1)
+@click.argument("names", nargs=-1)
+@click.option("--module", "more", multiple=True, help="As a name given in place; may be repeated.")
 @click.option(
     "--target",
     "target_names",
@@ -34,7 +35,8 @@ from hipdecode.jit import BuildResult, binding, build_kernels, prebuilt, recipe,
 )
 @click.option("--jobs", type=click.IntRange(1), help="Compilers at once. [cores]")
 def command(
-    modules: tuple[str, ...],
+    names: tuple[str, ...],
+    more: tuple[str, ...],
     target_names: tuple[str, ...],
     everything: bool,
     out: Path | None,
@@ -42,20 +44,21 @@ def command(
 ) -> None:
     """Compile kernels ahead of time.
 
-    MODULES are modules, such as mla_plan, or kernels, such as
+    NAMES are modules, such as mla_plan, or kernels, such as
     mla_decode_hk/576-512-bf16-bf16. Without any: those that the named models and the dispatch
     tables call for, and the torch binding.
     """
     console = Console()
+    modules = names + more
     jobs = jobs or len(os.sched_getaffinity(0))
     chosen = [targets.resolve(name) for name in target_names or (None,)]
     results: dict[str, list[BuildResult]] = {}
     for target in chosen:
         if modules or everything:
-            names = selection.named_kernels(modules or registry.default().modules)
+            kernels = selection.named_kernels(modules or registry.default().modules)
         else:
-            names = selection.default_kernels(target)
-        results[target.artefact] = _build(console, target.artefact, names, jobs)
+            kernels = selection.default_kernels(target)
+        results[target.artefact] = _build(console, target.artefact, kernels, jobs)
     if out or not modules:
         start = time.perf_counter()
         library = binding.ensure_binding()

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +106,25 @@ def test_compiled_mla_decode_follows_new_lengths(target: str, device: torch.devi
         compare.assert_decode_matches(
             case, inputs, out, lse, target=target, want=want, call="compiled"
         )
+
+
+_FRESH = """
+import torch, hipdecode
+from hipdecode.testing import compare, cases
+from hipdecode.testing.calls import prepared
+case = cases.Case(nhead=12, q_lens=(2, 1), kv_lens=(300, 70), page_size=16)
+inputs, want = prepared(case)
+compiled = torch.compile(hipdecode.mla_decode, fullgraph=True, backend="eager")
+out, lse = compiled(**inputs, return_lse=True)
+compare.assert_decode_matches(case, inputs, out, lse, target="TARGET", want=want)
+"""
+
+
+def test_mla_decode_compiles_as_the_first_call_of_a_fresh_process(target: str) -> None:
+    script = _FRESH.replace("TARGET", target)
+    env = {**os.environ, "PYTHONPATH": str(Path(hipdecode.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 class _Recorder(TorchDispatchMode):

@@ -3,7 +3,8 @@
 
 namespace hipdecode::abi {
 
-/// Raised whenever a POD of this folder changes; every artefact carries it and is refused when it differs.
+/// Raised whenever a POD of this folder changes; every artefact carries it and is refused when it
+/// differs.
 inline constexpr int kAbiVersion = 1;
 
 }  // namespace hipdecode::abi

@@ -5,7 +5,8 @@
 
 namespace hipdecode::abi {
 
-/// What an artefact says about itself, exported as `hipdecode_kernel_info`; checked before it is used.
+/// What an artefact says about itself, exported as `hipdecode_kernel_info`; checked before it is
+/// used.
 struct KernelInfo {
   int32_t abi_version;
   int32_t params_bytes;  // sizeof of the POD that the kernel takes

@@ -9,24 +9,24 @@
 
 namespace hipdecode::abi {
 
-/// Arguments of `mla_decode_hk` and `mla_decode_persistent`. Strides are in elements. Nothing here is
-/// trusted on the device: page ids, index ranges and rows are checked against the sizes below.
+/// Arguments of `mla_decode_hk` and `mla_decode_persistent`. Strides are in elements. Nothing here
+/// is trusted on the device: page ids, index ranges and rows are checked against the sizes below.
 struct MlaDecodeParams {
-  const void* q;                     // [rows_q, nhead, head_dim_qk], last dimension contiguous
-  const void* kv;                    // [num_pages, page_size, 1, head_dim_qk]; V is its first head_dim_v columns
-  void* o;                           // [rows_q, nhead, head_dim_v], bf16 or fp16
-  float* lse;                        // [rows_q, nhead] natural log; may be null
-  float* partial_o;                  // [partial_rows, nhead, head_dim_v] normalised; null when nothing is split
-  float* partial_lse;                // [partial_rows, nhead] natural log
+  const void* q;       // [rows_q, nhead, head_dim_qk], last dimension contiguous
+  const void* kv;      // [num_pages, page_size, 1, head_dim_qk]; V is its first head_dim_v columns
+  void* o;             // [rows_q, nhead, head_dim_v], bf16 or fp16
+  float* lse;          // [rows_q, nhead] natural log; may be null
+  float* partial_o;    // [partial_rows, nhead, head_dim_v] normalised; null when nothing is split
+  float* partial_lse;  // [partial_rows, nhead] natural log
   const int32_t* qo_indptr;          // [batch + 1] rows of q
   const int32_t* kv_indptr;          // [batch + 1] pages
   const int32_t* kv_indices;         // [num_kv_indices] page ids; negative ids are skipped
   const int32_t* kv_last_page_lens;  // [batch] tokens in the last page; null means full pages
   const int32_t* work_indptr;        // [clusters + 1] (persistent)
   const WorkItem* work_info;         // [num_works] (persistent)
-  int32_t* arrivals;                 // [batch * row_tiles] zero before and after (hk with num_splits > 1)
-  const float* q_scale;              // [1] dequantisation scale of an fp8 q; null means 1
-  const float* kv_scale;             // [1] dequantisation scale of kv; null means 1
+  int32_t* arrivals;      // [batch * row_tiles] zero before and after (hk with num_splits > 1)
+  const float* q_scale;   // [1] dequantisation scale of an fp8 q; null means 1
+  const float* kv_scale;  // [1] dequantisation scale of kv; null means 1
   int64_t q_stride_row, q_stride_head;
   int64_t kv_stride_page, kv_stride_token;
   int64_t o_stride_row, o_stride_head;

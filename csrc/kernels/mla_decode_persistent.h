@@ -5,8 +5,9 @@
 
 namespace hipdecode::kernels {
 
-/// MLA decode over a plan: block c walks the works [work_indptr[c], work_indptr[c + 1]) that mla_plan dealt to
-/// it. A work that holds all keys of its rows writes the output, the others write partials for mla_reduce.
+/// MLA decode over a plan: block c walks the works [work_indptr[c], work_indptr[c + 1]) that
+/// mla_plan dealt to it. A work that holds all keys of its rows writes the output, the others write
+/// partials for mla_reduce.
 template <class Shape>
 struct MlaDecodePersistent {
   using Params = abi::MlaDecodeParams;
@@ -16,9 +17,11 @@ struct MlaDecodePersistent {
   /// Tokens of a work; the last page of a request may be part full.
   static TILE_FN int64_t work_tokens(const Params& p, const abi::WorkItem& work) {
     const int64_t pages = clamp(int64_t{work.kv_end} - work.kv_start, 0, p.num_kv_indices);
-    const bool part_full = work.kv_offset == 0 && p.page_size > 1 && p.kv_last_page_lens != nullptr && pages > 0;
-    return part_full ? (pages - 1) * p.page_size + clamp(p.kv_last_page_lens[work.batch], 0, p.page_size)
-                     : pages * p.page_size;
+    const bool part_full =
+        work.kv_offset == 0 && p.page_size > 1 && p.kv_last_page_lens != nullptr && pages > 0;
+    return part_full
+               ? (pages - 1) * p.page_size + clamp(p.kv_last_page_lens[work.batch], 0, p.page_size)
+               : pages * p.page_size;
   }
 
   static TILE_FN void run(const Params& p, tile::Block block, Shared& shared) {
@@ -29,7 +32,8 @@ struct MlaDecodePersistent {
       // stage 0: the record says which rows and keys
       const abi::WorkItem work = p.work_info[w];
       if (work.batch < 0 || work.batch >= p.batch) continue;
-      const int64_t first_row = clamp(work.qo_start, 0, p.rows_q), end_row = clamp(work.qo_end, first_row, p.rows_q);
+      const int64_t first_row = clamp(work.qo_start, 0, p.rows_q),
+                    end_row = clamp(work.qo_end, first_row, p.rows_q);
       const int64_t request_row = clamp(p.qo_indptr[work.batch], 0, p.rows_q);
       const int64_t tokens = work_tokens(p, work);
       const QuerySpan rows{.first_row = first_row,
@@ -37,7 +41,10 @@ struct MlaDecodePersistent {
                            .q_len = clamp(p.qo_indptr[work.batch + 1], 0, p.rows_q) - request_row,
                            .begin = 0,
                            .end = (end_row - first_row) * p.nhead};
-      const KeySpan keys{.first_index = work.kv_start, .begin = 0, .end = tokens, .causal_end = tokens + work.kv_offset};
+      const KeySpan keys{.first_index = work.kv_start,
+                         .begin = 0,
+                         .end = tokens,
+                         .causal_end = tokens + work.kv_offset};
       // stage 1: attend and write
       const bool whole = work.partial_qo_loc < 0;
       Tile::run(p, rows, keys, {!whole, whole ? first_row : work.partial_qo_loc, 1}, shared);

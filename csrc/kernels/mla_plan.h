@@ -66,14 +66,14 @@ struct Config {
 
 /// One request as the schedule sees it: a query token of its own when sparse.
 struct Request {
-  int64_t batch;        // index into the caller's batch
-  int64_t row, qlen;    // query rows [row, row + qlen)
-  int64_t kv_begin;     // pages
-  int64_t pages;        // in kv_indices
-  int64_t tokens;       // in these pages
-  int64_t extra;        // added to kv_offset: undoes the causal trim of a sparse token
-  int64_t tiles;        // of query rows
-  int64_t tile_rows;    // rows per tile, the last may have fewer
+  int64_t batch;      // index into the caller's batch
+  int64_t row, qlen;  // query rows [row, row + qlen)
+  int64_t kv_begin;   // pages
+  int64_t pages;      // in kv_indices
+  int64_t tokens;     // in these pages
+  int64_t extra;      // added to kv_offset: undoes the causal trim of a sparse token
+  int64_t tiles;      // of query rows
+  int64_t tile_rows;  // rows per tile, the last may have fewer
 };
 
 TILE_FN Request request_at(const MlaPlanParams& p, const Config& config, int64_t index) {
@@ -321,8 +321,8 @@ TILE_FN void plan_intra_batch(const MlaPlanParams& p, const Config& config) {
   for (int64_t c = 0; c < config.clusters; ++c) {
     const int64_t works = out.works();
     const int64_t next = c + 1;
-    p.work_indptr[next] = to_i32(next * (works / config.clusters) +
-                                 min64(next, works % config.clusters));
+    p.work_indptr[next] =
+        to_i32(next * (works / config.clusters) + min64(next, works % config.clusters));
   }
   out.close();
 }

@@ -16,18 +16,21 @@ HIPDECODE_API int hipdecode_abi_version() { return hipdecode::abi::kAbiVersion; 
 
 HIPDECODE_API int64_t hipdecode_cpu_threads() { return hipdecode::runtime::cpu_threads(); }
 
-HIPDECODE_API void hipdecode_set_loader(hipdecode::runtime::Loader loader) { hipdecode::runtime::set_loader(loader); }
+HIPDECODE_API void hipdecode_set_loader(hipdecode::runtime::Loader loader) {
+  hipdecode::runtime::set_loader(loader);
+}
 
 HIPDECODE_API void hipdecode_clear_kernels() { hipdecode::runtime::clear_kernels(); }
 
 /// Returns 0, or 1 with the reason in `message`.
-HIPDECODE_API int hipdecode_load_kernel(int32_t device, const char* name, const char* path, const char* symbol,
-                                        char* message, int64_t message_bytes) {
+HIPDECODE_API int hipdecode_load_kernel(int32_t device, const char* name, const char* path,
+                                        const char* symbol, char* message, int64_t message_bytes) {
   try {
     hipdecode::runtime::load_kernel(static_cast<DeviceKind>(device), name, path, symbol);
     return 0;
   } catch (const std::exception& error) {
-    const auto length = std::min<int64_t>(message_bytes - 1, static_cast<int64_t>(std::strlen(error.what())));
+    const auto length =
+        std::min<int64_t>(message_bytes - 1, static_cast<int64_t>(std::strlen(error.what())));
     std::memcpy(message, error.what(), static_cast<size_t>(length));
     message[length] = '\0';
     return 1;

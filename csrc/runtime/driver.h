@@ -15,7 +15,8 @@ class Kernel {
  public:
   virtual ~Kernel() = default;
   /// Runs `blocks` blocks over `params`, which is copied or consumed before the call returns.
-  virtual void launch(const void* params, int64_t params_bytes, int64_t blocks, void* stream) const = 0;
+  virtual void launch(const void* params, int64_t params_bytes, int64_t blocks,
+                      void* stream) const = 0;
   virtual const abi::KernelInfo& info() const = 0;
 };
 
@@ -29,7 +30,8 @@ class Driver {
 /// Executes shared libraries on the threads of `ParallelFor`.
 Driver& cpu_driver();
 
-/// Calls body() once on each of at most `threads` threads, one of them the caller's, and returns when all have.
+/// Calls body() once on each of at most `threads` threads, one of them the caller's, and returns
+/// when all have.
 using ParallelFor = std::function<void(int64_t threads, const std::function<void()>& body)>;
 
 /// Replaces the threads of the CPU driver (the default runs on the caller's alone).

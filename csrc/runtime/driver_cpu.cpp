@@ -75,14 +75,16 @@ class CpuDriver final : public Driver {
  public:
   std::unique_ptr<Kernel> load(const std::string& path, const std::string& symbol) override {
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    HIPDECODE_CHECK(library != nullptr, "artefact ", path, ": expected a shared library, got ", dlerror(),
-                    "; delete it and build again");
+    HIPDECODE_CHECK(library != nullptr, "artefact ", path, ": expected a shared library, got ",
+                    dlerror(), "; delete it and build again");
     const auto* info = static_cast<const abi::KernelInfo*>(dlsym(library, "hipdecode_kernel_info"));
     void* entry = dlsym(library, symbol.c_str());
     HIPDECODE_CHECK(info != nullptr && entry != nullptr, "artefact ", path,
-                    ": expected symbols hipdecode_kernel_info and ", symbol, "; delete it and build again");
-    HIPDECODE_CHECK(info->abi_version == abi::kAbiVersion, "artefact ", path, ": expected ABI version ",
-                    abi::kAbiVersion, ", got ", info->abi_version, "; build it with this version of hipdecode");
+                    ": expected symbols hipdecode_kernel_info and ", symbol,
+                    "; delete it and build again");
+    HIPDECODE_CHECK(info->abi_version == abi::kAbiVersion, "artefact ", path,
+                    ": expected ABI version ", abi::kAbiVersion, ", got ", info->abi_version,
+                    "; build it with this version of hipdecode");
     return std::make_unique<CpuKernel>(reinterpret_cast<Entry>(entry), *info);
   }
 };

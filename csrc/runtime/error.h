@@ -23,7 +23,7 @@ std::string join(const Parts&... parts) {
 }  // namespace hipdecode::runtime
 
 /// Throws runtime::Error with the remaining arguments as its message unless `condition` holds.
-#define HIPDECODE_CHECK(condition, ...) \
-  do {                                  \
+#define HIPDECODE_CHECK(condition, ...)                                                           \
+  do {                                                                                            \
     if (!(condition)) throw ::hipdecode::runtime::Error(::hipdecode::runtime::join(__VA_ARGS__)); \
   } while (false)

@@ -43,19 +43,23 @@ const Kernel* lookup(DeviceKind device, const std::string& name) {
 const Kernel& find_kernel(DeviceKind device, const std::string& name) {
   if (const Kernel* kernel = lookup(device, name)) return *kernel;
   const Loader loader = table().loader;
-  HIPDECODE_CHECK(loader != nullptr, "kernel ", name, ": expected it to be loaded, got no loader; import hipdecode");
+  HIPDECODE_CHECK(loader != nullptr, "kernel ", name,
+                  ": expected it to be loaded, got no loader; import hipdecode");
   std::array<char, 4096> message{};
-  const int failed = loader(static_cast<int32_t>(device), name.c_str(), message.data(), message.size());
+  const int failed =
+      loader(static_cast<int32_t>(device), name.c_str(), message.data(), message.size());
   const Kernel* kernel = failed ? nullptr : lookup(device, name);
   HIPDECODE_CHECK(kernel != nullptr, "kernel ", name, ": ", message.data());
   return *kernel;
 }
 
-void load_kernel(DeviceKind device, const std::string& name, const std::string& path, const std::string& symbol) {
+void load_kernel(DeviceKind device, const std::string& name, const std::string& path,
+                 const std::string& symbol) {
   if (lookup(device, name) != nullptr) return;
   std::unique_ptr<Kernel> kernel = cpu_driver().load(path, symbol);
   const std::unique_lock lock(table().mutex);
-  if (table().kernels.emplace(key(device, name), kernel.get()).second) table().owned.push_back(std::move(kernel));
+  if (table().kernels.emplace(key(device, name), kernel.get()).second)
+    table().owned.push_back(std::move(kernel));
 }
 
 void clear_kernels() {

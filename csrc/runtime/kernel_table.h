@@ -15,7 +15,8 @@ enum class DeviceKind : int32_t { cpu = 0 };
 /// @throws Error when the kernel is not loaded and the loader could not help
 const Kernel& find_kernel(DeviceKind device, const std::string& name);
 
-/// Remembers the last kernel of one call site, so that a decode step builds no name and takes no lock.
+/// Remembers the last kernel of one call site, so that a decode step builds no name and takes no
+/// lock.
 class KernelMemo {
  public:
   /// @param key whatever tells the site's kernels apart
@@ -39,12 +40,14 @@ class KernelMemo {
 };
 
 /// Loads an artefact under a name; loading a name again is a no-op.
-void load_kernel(DeviceKind device, const std::string& name, const std::string& path, const std::string& symbol);
+void load_kernel(DeviceKind device, const std::string& name, const std::string& path,
+                 const std::string& symbol);
 
 /// Forgets the names (not the code, which may be running): the next use loads again.
 void clear_kernels();
 
-/// Called on a miss; loads the kernel through load_kernel() and returns 0, or writes a message and returns 1.
+/// Called on a miss; loads the kernel through load_kernel() and returns 0, or writes a message and
+/// returns 1.
 using Loader = int (*)(int32_t device, const char* name, char* message, int64_t message_bytes);
 void set_loader(Loader loader);
 

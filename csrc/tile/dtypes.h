@@ -8,8 +8,8 @@
 
 namespace hipdecode::tile {
 
-/// Bit-exact scalar conversions. Formats: bf16 1-8-7, fp16 1-5-10 (IEEE), fp8 e4m3 1-4-3 with bias 7 and
-/// NaN 0x7f/0xff (fn, OCP 8-bit floating point specification) or bias 8 and NaN 0x80 (fnuz).
+/// Bit-exact scalar conversions. Formats: bf16 1-8-7, fp16 1-5-10 (IEEE), fp8 e4m3 1-4-3 with bias
+/// 7 and NaN 0x7f/0xff (fn, OCP 8-bit floating point specification) or bias 8 and NaN 0x80 (fnuz).
 constexpr float bf16_to_float(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
 constexpr uint16_t float_to_bf16(float value) {
@@ -21,7 +21,8 @@ constexpr uint16_t float_to_bf16(float value) {
 constexpr float fp16_to_float(uint16_t bits) {
   const uint32_t sign = uint32_t{bits & 0x8000u} << 16;
   const uint32_t magnitude = bits & 0x7fffu;
-  if (magnitude >= 0x7c00) return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x3ff) << 13);
+  if (magnitude >= 0x7c00)
+    return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x3ff) << 13);
   // 2^112 moves the exponent from bias 15 to bias 127 and is exact for subnormals as well
   const float value = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
   return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | sign);
@@ -37,7 +38,8 @@ constexpr uint16_t float_to_fp16(float value) {
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u));
   }
-  return static_cast<uint16_t>(sign | (magnitude - 0x38000000u + 0xfff + (magnitude >> 13 & 1)) >> 13);
+  return static_cast<uint16_t>(sign |
+                               (magnitude - 0x38000000u + 0xfff + (magnitude >> 13 & 1)) >> 13);
 }
 
 constexpr float fp8_to_float(uint8_t bits, int bias, bool is_nan) {
@@ -49,7 +51,9 @@ constexpr float fp8_to_float(uint8_t bits, int bias, bool is_nan) {
   return bits & 0x80 ? -value : value;
 }
 
-constexpr float fp8_e4m3fn_to_float(uint8_t bits) { return fp8_to_float(bits, 7, (bits & 0x7f) == 0x7f); }
+constexpr float fp8_e4m3fn_to_float(uint8_t bits) {
+  return fp8_to_float(bits, 7, (bits & 0x7f) == 0x7f);
+}
 constexpr float fp8_e4m3fnuz_to_float(uint8_t bits) { return fp8_to_float(bits, 8, bits == 0x80); }
 
 /// Storage type of one element.

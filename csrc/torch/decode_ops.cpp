@@ -8,27 +8,31 @@
 namespace hipdecode::torch_ops {
 namespace {
 
-constexpr int64_t kRowsPerTile = 128;  // as tile::DecodeTiles::kRows
+constexpr int64_t kRowsPerTile = 128;    // as tile::DecodeTiles::kRows
 constexpr int64_t kCacheAlignment = 16;  // bytes; what vector loads and direct-to-LDS copies need
 
 /// Finds `module/qk-v-q-kv`.
 const runtime::Kernel& decode_kernel(runtime::KernelMemo& memo, const char* module, const Tensor& q,
                                      const Tensor& kv_buffer, int64_t head_dim_v) {
   const abi::DType q_dtype = dtype_of("q", q), kv_dtype = dtype_of("kv_buffer", kv_buffer);
-  const auto key = static_cast<uint64_t>(q.size(2)) << 32 | static_cast<uint64_t>(head_dim_v) << 16 |
-                   static_cast<uint64_t>(q_dtype) << 8 | static_cast<uint64_t>(kv_dtype);
+  const auto key = static_cast<uint64_t>(q.size(2)) << 32 |
+                   static_cast<uint64_t>(head_dim_v) << 16 | static_cast<uint64_t>(q_dtype) << 8 |
+                   static_cast<uint64_t>(kv_dtype);
   return memo.find(device_of(q), key, [&] {
-    return runtime::join(module, "/", q.size(2), "-", head_dim_v, "-", dtype_name(q_dtype), "-", dtype_name(kv_dtype));
+    return runtime::join(module, "/", q.size(2), "-", head_dim_v, "-", dtype_name(q_dtype), "-",
+                         dtype_name(kv_dtype));
   });
 }
 
 void check_cache(const Tensor& kv, abi::DType type) {
   const int64_t bytes = abi::element_bytes(type);
   const auto address = reinterpret_cast<uintptr_t>(kv.const_data_ptr());
-  HIPDECODE_CHECK(kv.stride(3) == 1 && kv.stride(0) >= 0 && kv.stride(1) >= 0, "kv_buffer: expected a contiguous last dimension");
+  HIPDECODE_CHECK(kv.stride(3) == 1 && kv.stride(0) >= 0 && kv.stride(1) >= 0,
+                  "kv_buffer: expected a contiguous last dimension");
   HIPDECODE_CHECK(address % kCacheAlignment == 0 && kv.stride(0) * bytes % kCacheAlignment == 0 &&
                       kv.stride(1) * bytes % kCacheAlignment == 0,
-                  "kv_buffer: expected address and strides that are multiples of ", kCacheAlignment, " bytes");
+                  "kv_buffer: expected address and strides that are multiples of ", kCacheAlignment,
+                  " bytes");
 }
 
 struct Inputs {
@@ -47,15 +51,20 @@ abi::MlaDecodeParams checked_params(const Inputs& in) {
   const int64_t rows = in.q.size(0), nhead = in.q.size(1), head_dim_qk = in.q.size(2);
   const int64_t batch = in.qo_indptr.numel() - 1;
   HIPDECODE_CHECK(in.q.stride(2) == 1, "q: expected a contiguous last dimension");
-  HIPDECODE_CHECK(nhead >= 1 && nhead <= 128, "q: expected 1 to 128 heads, got shape ", shape_text(in.q));
-  HIPDECODE_CHECK(in.kv_buffer.size(2) == 1 && in.kv_buffer.size(3) == head_dim_qk, "kv_buffer: expected [num_pages, page_size, 1, ",
-                  head_dim_qk, "], got shape ", shape_text(in.kv_buffer));
+  HIPDECODE_CHECK(nhead >= 1 && nhead <= 128, "q: expected 1 to 128 heads, got shape ",
+                  shape_text(in.q));
+  HIPDECODE_CHECK(in.kv_buffer.size(2) == 1 && in.kv_buffer.size(3) == head_dim_qk,
+                  "kv_buffer: expected [num_pages, page_size, 1, ", head_dim_qk, "], got shape ",
+                  shape_text(in.kv_buffer));
   HIPDECODE_CHECK(batch >= 0, "qo_indptr: expected batch + 1 elements, got none");
-  HIPDECODE_CHECK(std::isfinite(in.sm_scale), "sm_scale: expected a finite number, got ", in.sm_scale);
+  HIPDECODE_CHECK(std::isfinite(in.sm_scale), "sm_scale: expected a finite number, got ",
+                  in.sm_scale);
   HIPDECODE_CHECK(in.max_seqlen_q >= 1, "max_seqlen_q: expected at least 1, got ", in.max_seqlen_q);
   const abi::DType o_dtype = check_output("o", in.o, nhead);
-  HIPDECODE_CHECK(in.o.size(0) == rows, "o: expected ", rows, " rows, got shape ", shape_text(in.o));
-  for (const Tensor* t : {&in.kv_buffer, &in.o, &in.qo_indptr, &in.kv_indptr, &in.kv_indices}) check_same_device("arguments", *t, in.q);
+  HIPDECODE_CHECK(in.o.size(0) == rows, "o: expected ", rows, " rows, got shape ",
+                  shape_text(in.o));
+  for (const Tensor* t : {&in.kv_buffer, &in.o, &in.qo_indptr, &in.kv_indptr, &in.kv_indices})
+    check_same_device("arguments", *t, in.q);
   check_cache(in.kv_buffer, dtype_of("kv_buffer", in.kv_buffer));
   abi::MlaDecodeParams p{};
   p.q = in.q.const_data_ptr();
@@ -63,14 +72,17 @@ abi::MlaDecodeParams checked_params(const Inputs& in) {
   p.o = in.o.mutable_data_ptr();
   if (in.lse) {
     check_same_device("lse", *in.lse, in.q);
-    HIPDECODE_CHECK(in.lse->numel() == rows * nhead, "lse: expected [", rows, ", ", nhead, "], got shape ", shape_text(*in.lse));
+    HIPDECODE_CHECK(in.lse->numel() == rows * nhead, "lse: expected [", rows, ", ", nhead,
+                    "], got shape ", shape_text(*in.lse));
     p.lse = float_data("lse", *in.lse, rows * nhead);
   }
   p.qo_indptr = int32_data("qo_indptr", in.qo_indptr, 1);
   p.kv_indptr = int32_data("kv_indptr", in.kv_indptr, batch + 1);
   p.kv_indices = int32_data("kv_indices", in.kv_indices, 0);
   if (in.kv_last_page_lens) check_same_device("kv_last_page_lens", *in.kv_last_page_lens, in.q);
-  p.kv_last_page_lens = in.kv_last_page_lens ? int32_data("kv_last_page_lens", *in.kv_last_page_lens, batch) : nullptr;
+  p.kv_last_page_lens = in.kv_last_page_lens
+                            ? int32_data("kv_last_page_lens", *in.kv_last_page_lens, batch)
+                            : nullptr;
   p.q_scale = scale_data("q_scale", in.q_scale, in.q);
   p.kv_scale = scale_data("kv_scale", in.kv_scale, in.q);
   p.q_stride_row = in.q.stride(0);
@@ -96,19 +108,24 @@ abi::MlaDecodeParams checked_params(const Inputs& in) {
 
 }  // namespace
 
-void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Tensor qo_indptr, Tensor kv_indptr,
-                   Tensor kv_indices, OptionalTensor kv_last_page_lens, OptionalTensor partial_output,
-                   OptionalTensor partial_lse, OptionalTensor arrivals, OptionalTensor q_scale,
-                   OptionalTensor kv_scale, int64_t max_seqlen_q, int64_t num_splits, double sm_scale, bool causal) {
-  abi::MlaDecodeParams p = checked_params({q, kv_buffer, o, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens,
-                                           q_scale, kv_scale, max_seqlen_q, sm_scale, causal});
-  HIPDECODE_CHECK(num_splits >= 1 && num_splits <= 1024, "num_splits: expected 1 to 1024, got ", num_splits);
+void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Tensor qo_indptr,
+                   Tensor kv_indptr, Tensor kv_indices, OptionalTensor kv_last_page_lens,
+                   OptionalTensor partial_output, OptionalTensor partial_lse,
+                   OptionalTensor arrivals, OptionalTensor q_scale, OptionalTensor kv_scale,
+                   int64_t max_seqlen_q, int64_t num_splits, double sm_scale, bool causal) {
+  abi::MlaDecodeParams p =
+      checked_params({q, kv_buffer, o, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens,
+                      q_scale, kv_scale, max_seqlen_q, sm_scale, causal});
+  HIPDECODE_CHECK(num_splits >= 1 && num_splits <= 1024, "num_splits: expected 1 to 1024, got ",
+                  num_splits);
   p.num_splits = static_cast<int32_t>(num_splits);
   if (num_splits > 1) {
-    HIPDECODE_CHECK(partial_output && partial_lse && arrivals,
-                    "partial_output, partial_lse, arrivals: expected tensors when num_splits > 1, got none");
+    HIPDECODE_CHECK(
+        partial_output && partial_lse && arrivals,
+        "partial_output, partial_lse, arrivals: expected tensors when num_splits > 1, got none");
     p.partial_rows = p.rows_q * num_splits;
-    p.partial_o = float_data("partial_output", *partial_output, p.partial_rows * p.nhead * o.size(2));
+    p.partial_o =
+        float_data("partial_output", *partial_output, p.partial_rows * p.nhead * o.size(2));
     p.partial_lse = float_data("partial_lse", *partial_lse, p.partial_rows * p.nhead);
     p.arrivals = mutable_int32_data("arrivals", *arrivals, int64_t{p.batch} * p.row_tiles);
   }
@@ -119,16 +136,21 @@ void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Ten
       .launch(&p, sizeof(p), blocks, nullptr);
 }
 
-void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Tensor qo_indptr,
-                           Tensor kv_indptr, Tensor kv_indices, OptionalTensor kv_last_page_lens, Tensor work_indptr,
-                           Tensor work_info_set, Tensor partial_output, Tensor partial_lse, OptionalTensor q_scale,
-                           OptionalTensor kv_scale, int64_t max_seqlen_q, double sm_scale, bool causal) {
-  abi::MlaDecodeParams p = checked_params({q, kv_buffer, o, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens,
-                                           q_scale, kv_scale, max_seqlen_q, sm_scale, causal});
+void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse,
+                           Tensor qo_indptr, Tensor kv_indptr, Tensor kv_indices,
+                           OptionalTensor kv_last_page_lens, Tensor work_indptr,
+                           Tensor work_info_set, Tensor partial_output, Tensor partial_lse,
+                           OptionalTensor q_scale, OptionalTensor kv_scale, int64_t max_seqlen_q,
+                           double sm_scale, bool causal) {
+  abi::MlaDecodeParams p =
+      checked_params({q, kv_buffer, o, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens,
+                      q_scale, kv_scale, max_seqlen_q, sm_scale, causal});
   check_dim("work_info_set", work_info_set, 2);
-  HIPDECODE_CHECK(work_info_set.size(1) == 8, "work_info_set: expected [works, 8], got shape ", shape_text(work_info_set));
+  HIPDECODE_CHECK(work_info_set.size(1) == 8, "work_info_set: expected [works, 8], got shape ",
+                  shape_text(work_info_set));
   p.work_indptr = int32_data("work_indptr", work_indptr, 1);
-  p.work_info = reinterpret_cast<const abi::WorkItem*>(int32_data("work_info_set", work_info_set, 0));
+  p.work_info =
+      reinterpret_cast<const abi::WorkItem*>(int32_data("work_info_set", work_info_set, 0));
   p.num_works = work_info_set.size(0);
   const int64_t row = int64_t{p.nhead} * o.size(2);
   p.partial_o = float_data("partial_output", partial_output, 0);

@@ -6,23 +6,28 @@
 // The operators of register.cpp; their contracts are in the docstrings of python/hipdecode/ops.py.
 namespace hipdecode::torch_ops {
 
-void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Tensor qo_indptr, Tensor kv_indptr,
-                   Tensor kv_indices, OptionalTensor kv_last_page_lens, OptionalTensor partial_output,
-                   OptionalTensor partial_lse, OptionalTensor arrivals, OptionalTensor q_scale,
-                   OptionalTensor kv_scale, int64_t max_seqlen_q, int64_t num_splits, double sm_scale, bool causal);
+void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Tensor qo_indptr,
+                   Tensor kv_indptr, Tensor kv_indices, OptionalTensor kv_last_page_lens,
+                   OptionalTensor partial_output, OptionalTensor partial_lse,
+                   OptionalTensor arrivals, OptionalTensor q_scale, OptionalTensor kv_scale,
+                   int64_t max_seqlen_q, int64_t num_splits, double sm_scale, bool causal);
 
-void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Tensor qo_indptr,
-                           Tensor kv_indptr, Tensor kv_indices, OptionalTensor kv_last_page_lens, Tensor work_indptr,
-                           Tensor work_info_set, Tensor partial_output, Tensor partial_lse, OptionalTensor q_scale,
-                           OptionalTensor kv_scale, int64_t max_seqlen_q, double sm_scale, bool causal);
+void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse,
+                           Tensor qo_indptr, Tensor kv_indptr, Tensor kv_indices,
+                           OptionalTensor kv_last_page_lens, Tensor work_indptr,
+                           Tensor work_info_set, Tensor partial_output, Tensor partial_lse,
+                           OptionalTensor q_scale, OptionalTensor kv_scale, int64_t max_seqlen_q,
+                           double sm_scale, bool causal);
 
-void mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr, OptionalTensor reduce_final_map,
-                Tensor reduce_partial_map, Tensor o, OptionalTensor lse, int64_t max_seqlen_q, int64_t num_kv_splits);
+void mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr,
+                OptionalTensor reduce_final_map, Tensor reduce_partial_map, Tensor o,
+                OptionalTensor lse, int64_t max_seqlen_q, int64_t num_kv_splits);
 
-void mla_plan(Tensor qo_indptr, Tensor kv_indptr, OptionalTensor kv_last_page_lens, Tensor work_metadata,
-              Tensor work_info_set, Tensor work_indptr, Tensor reduce_indptr, Tensor reduce_final_map,
-              Tensor reduce_partial_map, int64_t nhead, int64_t page_size, int64_t kv_granularity,
-              int64_t max_seqlen_qo, int64_t uni_seqlen_qo, int64_t topk, int64_t max_split_per_batch, bool causal,
-              bool intra_batch_mode, int64_t num_kv_splits);
+void mla_plan(Tensor qo_indptr, Tensor kv_indptr, OptionalTensor kv_last_page_lens,
+              Tensor work_metadata, Tensor work_info_set, Tensor work_indptr, Tensor reduce_indptr,
+              Tensor reduce_final_map, Tensor reduce_partial_map, int64_t nhead, int64_t page_size,
+              int64_t kv_granularity, int64_t max_seqlen_qo, int64_t uni_seqlen_qo, int64_t topk,
+              int64_t max_split_per_batch, bool causal, bool intra_batch_mode,
+              int64_t num_kv_splits);
 
 }  // namespace hipdecode::torch_ops

@@ -5,25 +5,32 @@
 
 namespace hipdecode::torch_ops {
 
-void mla_plan(Tensor qo_indptr, Tensor kv_indptr, OptionalTensor kv_last_page_lens, Tensor work_metadata,
-              Tensor work_info_set, Tensor work_indptr, Tensor reduce_indptr, Tensor reduce_final_map,
-              Tensor reduce_partial_map, int64_t nhead, int64_t page_size, int64_t kv_granularity,
-              int64_t max_seqlen_qo, int64_t uni_seqlen_qo, int64_t topk, int64_t max_split_per_batch, bool causal,
-              bool intra_batch_mode, int64_t num_kv_splits) {
+void mla_plan(Tensor qo_indptr, Tensor kv_indptr, OptionalTensor kv_last_page_lens,
+              Tensor work_metadata, Tensor work_info_set, Tensor work_indptr, Tensor reduce_indptr,
+              Tensor reduce_final_map, Tensor reduce_partial_map, int64_t nhead, int64_t page_size,
+              int64_t kv_granularity, int64_t max_seqlen_qo, int64_t uni_seqlen_qo, int64_t topk,
+              int64_t max_split_per_batch, bool causal, bool intra_batch_mode,
+              int64_t num_kv_splits) {
   const int64_t batch = qo_indptr.numel() - 1;
   HIPDECODE_CHECK(batch >= 0, "qo_indptr: expected batch + 1 elements, got none");
   HIPDECODE_CHECK(nhead >= 1 && page_size >= 1 && kv_granularity >= 1,
-                  "nhead, page_size, kv_granularity: expected at least 1, got ", nhead, ", ", page_size, ", ", kv_granularity);
-  HIPDECODE_CHECK(work_metadata.scalar_type() == ScalarType::UInt64 && work_metadata.numel() >= 2 && work_metadata.is_contiguous(),
-                  "work_metadata: expected two uint64 elements, got shape ", shape_text(work_metadata));
-  for (const Tensor* t : {&kv_indptr, &work_metadata, &work_info_set, &work_indptr, &reduce_indptr, &reduce_final_map, &reduce_partial_map})
+                  "nhead, page_size, kv_granularity: expected at least 1, got ", nhead, ", ",
+                  page_size, ", ", kv_granularity);
+  HIPDECODE_CHECK(work_metadata.scalar_type() == ScalarType::UInt64 && work_metadata.numel() >= 2 &&
+                      work_metadata.is_contiguous(),
+                  "work_metadata: expected two uint64 elements, got shape ",
+                  shape_text(work_metadata));
+  for (const Tensor* t : {&kv_indptr, &work_metadata, &work_info_set, &work_indptr, &reduce_indptr,
+                          &reduce_final_map, &reduce_partial_map})
     check_same_device("arguments", *t, qo_indptr);
   abi::MlaPlanParams p{};
   p.qo_indptr = int32_data("qo_indptr", qo_indptr, 1);
   p.kv_indptr = int32_data("kv_indptr", kv_indptr, batch + 1);
-  p.kv_last_page_lens = kv_last_page_lens ? int32_data("kv_last_page_lens", *kv_last_page_lens, batch) : nullptr;
+  p.kv_last_page_lens =
+      kv_last_page_lens ? int32_data("kv_last_page_lens", *kv_last_page_lens, batch) : nullptr;
   p.work_metadata = static_cast<uint64_t*>(work_metadata.mutable_data_ptr());
-  p.work_info = reinterpret_cast<abi::WorkItem*>(mutable_int32_data("work_info_set", work_info_set, 0));
+  p.work_info =
+      reinterpret_cast<abi::WorkItem*>(mutable_int32_data("work_info_set", work_info_set, 0));
   p.work_indptr = mutable_int32_data("work_indptr", work_indptr, 1);
   p.reduce_indptr = mutable_int32_data("reduce_indptr", reduce_indptr, 0);
   p.reduce_final_map = mutable_int32_data("reduce_final_map", reduce_final_map, 0);

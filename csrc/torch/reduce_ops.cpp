@@ -7,25 +7,34 @@
 
 namespace hipdecode::torch_ops {
 
-void mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr, OptionalTensor reduce_final_map,
-                Tensor reduce_partial_map, Tensor o, OptionalTensor lse, int64_t max_seqlen_q, int64_t num_kv_splits) {
-  HIPDECODE_CHECK(partial_output.dim() >= 3, "partial_output: expected [rows, 1, nhead, head_dim_v] or [rows, nhead, head_dim_v], got shape ",
+void mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr,
+                OptionalTensor reduce_final_map, Tensor reduce_partial_map, Tensor o,
+                OptionalTensor lse, int64_t max_seqlen_q, int64_t num_kv_splits) {
+  HIPDECODE_CHECK(partial_output.dim() >= 3,
+                  "partial_output: expected [rows, 1, nhead, head_dim_v] or [rows, nhead, "
+                  "head_dim_v], got shape ",
                   shape_text(partial_output));
-  HIPDECODE_CHECK(max_seqlen_q >= 1 && num_kv_splits >= 0, "max_seqlen_q, num_kv_splits: expected at least 1 and 0, got ",
-                  max_seqlen_q, " and ", num_kv_splits);
+  HIPDECODE_CHECK(max_seqlen_q >= 1 && num_kv_splits >= 0,
+                  "max_seqlen_q, num_kv_splits: expected at least 1 and 0, got ", max_seqlen_q,
+                  " and ", num_kv_splits);
   const int64_t nhead = partial_output.size(partial_output.dim() - 2);
   const int64_t head_dim_v = partial_output.size(partial_output.dim() - 1);
-  HIPDECODE_CHECK(head_dim_v >= 1 && head_dim_v <= 1024, "partial_output: expected head_dim_v of 1 to 1024, got ", head_dim_v);
+  HIPDECODE_CHECK(head_dim_v >= 1 && head_dim_v <= 1024,
+                  "partial_output: expected head_dim_v of 1 to 1024, got ", head_dim_v);
   abi::MlaReduceParams p{};
   p.o_dtype = check_output("o", o, nhead);
-  HIPDECODE_CHECK(o.size(2) == head_dim_v, "o: expected head_dim_v ", head_dim_v, ", got shape ", shape_text(o));
-  for (const Tensor* t : {&partial_lse, &reduce_indptr, &reduce_partial_map, &o}) check_same_device("arguments", *t, partial_output);
+  HIPDECODE_CHECK(o.size(2) == head_dim_v, "o: expected head_dim_v ", head_dim_v, ", got shape ",
+                  shape_text(o));
+  for (const Tensor* t : {&partial_lse, &reduce_indptr, &reduce_partial_map, &o})
+    check_same_device("arguments", *t, partial_output);
   p.partial_o = float_data("partial_output", partial_output, 0);
   p.partial_rows = partial_output.numel() / std::max<int64_t>(nhead * head_dim_v, 1);
   p.partial_lse = float_data("partial_lse", partial_lse, p.partial_rows * nhead);
   p.reduce_indptr = int32_data("reduce_indptr", reduce_indptr, 1);
   p.tiles = static_cast<int32_t>(reduce_indptr.numel() - 1);
-  p.reduce_final_map = reduce_final_map ? int32_data("reduce_final_map", *reduce_final_map, 2 * int64_t{p.tiles}) : nullptr;
+  p.reduce_final_map = reduce_final_map
+                           ? int32_data("reduce_final_map", *reduce_final_map, 2 * int64_t{p.tiles})
+                           : nullptr;
   p.reduce_partial_map = int32_data("reduce_partial_map", reduce_partial_map, 0);
   p.num_partials = reduce_partial_map.numel();
   p.o = o.mutable_data_ptr();
@@ -38,7 +47,8 @@ void mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr,
   if (p.tiles == 0 || p.rows_o == 0) return;
   const int64_t blocks = std::min<int64_t>(4 * runtime::cpu_threads(), p.rows_o);
   thread_local runtime::KernelMemo memo;
-  memo.find(device_of(partial_output), 0, [] { return "mla_reduce"; }).launch(&p, sizeof(p), blocks, nullptr);
+  memo.find(device_of(partial_output), 0, [] { return "mla_reduce"; })
+      .launch(&p, sizeof(p), blocks, nullptr);
 }
 
 }  // namespace hipdecode::torch_ops

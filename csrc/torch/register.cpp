@@ -7,22 +7,33 @@
 
 STABLE_TORCH_LIBRARY(hipdecode, m) {
   m.def(
-      "mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor(a!) o, Tensor(b!)? lse, Tensor qo_indptr, Tensor kv_indptr, "
-      "Tensor kv_indices, Tensor? kv_last_page_lens, Tensor(c!)? partial_output, Tensor(d!)? partial_lse, "
-      "Tensor(e!)? arrivals, Tensor? q_scale, Tensor? kv_scale, int max_seqlen_q, int num_splits, float sm_scale, "
+      "mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor(a!) o, Tensor(b!)? lse, Tensor qo_indptr, "
+      "Tensor kv_indptr, "
+      "Tensor kv_indices, Tensor? kv_last_page_lens, Tensor(c!)? partial_output, Tensor(d!)? "
+      "partial_lse, "
+      "Tensor(e!)? arrivals, Tensor? q_scale, Tensor? kv_scale, int max_seqlen_q, int num_splits, "
+      "float sm_scale, "
       "bool causal) -> ()");
   m.def(
-      "mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor(a!) o, Tensor(b!)? lse, Tensor qo_indptr, "
-      "Tensor kv_indptr, Tensor kv_indices, Tensor? kv_last_page_lens, Tensor work_indptr, Tensor work_info_set, "
-      "Tensor(c!) partial_output, Tensor(d!) partial_lse, Tensor? q_scale, Tensor? kv_scale, int max_seqlen_q, "
+      "mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor(a!) o, Tensor(b!)? lse, Tensor "
+      "qo_indptr, "
+      "Tensor kv_indptr, Tensor kv_indices, Tensor? kv_last_page_lens, Tensor work_indptr, Tensor "
+      "work_info_set, "
+      "Tensor(c!) partial_output, Tensor(d!) partial_lse, Tensor? q_scale, Tensor? kv_scale, int "
+      "max_seqlen_q, "
       "float sm_scale, bool causal) -> ()");
   m.def(
-      "mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr, Tensor? reduce_final_map, "
-      "Tensor reduce_partial_map, Tensor(a!) o, Tensor(b!)? lse, int max_seqlen_q, int num_kv_splits) -> ()");
+      "mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr, Tensor? "
+      "reduce_final_map, "
+      "Tensor reduce_partial_map, Tensor(a!) o, Tensor(b!)? lse, int max_seqlen_q, int "
+      "num_kv_splits) -> ()");
   m.def(
-      "mla_plan(Tensor qo_indptr, Tensor kv_indptr, Tensor? kv_last_page_lens, Tensor(a!) work_metadata, "
-      "Tensor(b!) work_info_set, Tensor(c!) work_indptr, Tensor(d!) reduce_indptr, Tensor(e!) reduce_final_map, "
-      "Tensor(f!) reduce_partial_map, int nhead, int page_size, int kv_granularity, int max_seqlen_qo, "
+      "mla_plan(Tensor qo_indptr, Tensor kv_indptr, Tensor? kv_last_page_lens, Tensor(a!) "
+      "work_metadata, "
+      "Tensor(b!) work_info_set, Tensor(c!) work_indptr, Tensor(d!) reduce_indptr, Tensor(e!) "
+      "reduce_final_map, "
+      "Tensor(f!) reduce_partial_map, int nhead, int page_size, int kv_granularity, int "
+      "max_seqlen_qo, "
       "int uni_seqlen_qo, int topk, int max_split_per_batch, bool causal, bool intra_batch_mode, "
       "int num_kv_splits) -> ()");
 }

@@ -24,23 +24,28 @@ inline std::string shape_text(const Tensor& t) {
 }
 
 inline runtime::DeviceKind device_of(const Tensor& t) {
-  HIPDECODE_CHECK(t.is_cpu(), "q: expected a tensor on a device that hipdecode drives (cpu), got another; move it");
+  HIPDECODE_CHECK(
+      t.is_cpu(),
+      "q: expected a tensor on a device that hipdecode drives (cpu), got another; move it");
   return runtime::DeviceKind::cpu;
 }
 
 inline void check_same_device(const char* name, const Tensor& t, const Tensor& q) {
-  HIPDECODE_CHECK(t.device() == q.device(), name, ": expected the device of q, got another; move it");
+  HIPDECODE_CHECK(t.device() == q.device(), name,
+                  ": expected the device of q, got another; move it");
 }
 
 inline void check_dim(const char* name, const Tensor& t, int64_t dim) {
-  HIPDECODE_CHECK(t.dim() == dim, name, ": expected ", dim, " dimensions, got shape ", shape_text(t));
+  HIPDECODE_CHECK(t.dim() == dim, name, ": expected ", dim, " dimensions, got shape ",
+                  shape_text(t));
 }
 
 /// A 1-D (or any contiguous) int32 tensor of at least `least` elements.
 inline const int32_t* int32_data(const char* name, const Tensor& t, int64_t least) {
   HIPDECODE_CHECK(t.scalar_type() == ScalarType::Int && t.is_contiguous(), name,
                   ": expected a contiguous int32 tensor; convert it");
-  HIPDECODE_CHECK(t.numel() >= least, name, ": expected at least ", least, " elements, got ", t.numel());
+  HIPDECODE_CHECK(t.numel() >= least, name, ": expected at least ", least, " elements, got ",
+                  t.numel());
   return static_cast<const int32_t*>(t.const_data_ptr());
 }
 
@@ -52,7 +57,8 @@ inline int32_t* mutable_int32_data(const char* name, const Tensor& t, int64_t le
 inline float* float_data(const char* name, const Tensor& t, int64_t least) {
   HIPDECODE_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous(), name,
                   ": expected a contiguous float32 tensor; convert it");
-  HIPDECODE_CHECK(t.numel() >= least, name, ": expected at least ", least, " elements, got ", t.numel());
+  HIPDECODE_CHECK(t.numel() >= least, name, ": expected at least ", least, " elements, got ",
+                  t.numel());
   return static_cast<float*>(t.mutable_data_ptr());
 }
 
@@ -67,13 +73,19 @@ inline const float* scale_data(const char* name, const OptionalTensor& t, const 
 
 inline abi::DType dtype_of(const char* name, const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::BFloat16: return abi::DType::bf16;
-    case ScalarType::Half: return abi::DType::fp16;
-    case ScalarType::Float8_e4m3fn: return abi::DType::fp8_e4m3fn;
-    case ScalarType::Float8_e4m3fnuz: return abi::DType::fp8_e4m3fnuz;
-    default: break;
+    case ScalarType::BFloat16:
+      return abi::DType::bf16;
+    case ScalarType::Half:
+      return abi::DType::fp16;
+    case ScalarType::Float8_e4m3fn:
+      return abi::DType::fp8_e4m3fn;
+    case ScalarType::Float8_e4m3fnuz:
+      return abi::DType::fp8_e4m3fnuz;
+    default:
+      break;
   }
-  throw runtime::Error(runtime::join(name, ": expected bfloat16, float16, float8_e4m3fn or float8_e4m3fnuz, got another dtype"));
+  throw runtime::Error(runtime::join(
+      name, ": expected bfloat16, float16, float8_e4m3fn or float8_e4m3fnuz, got another dtype"));
 }
 
 inline const char* dtype_name(abi::DType type) {
@@ -85,11 +97,13 @@ inline const char* dtype_name(abi::DType type) {
 inline abi::DType check_output(const char* name, const Tensor& o, int64_t nhead) {
   check_dim(name, o, 3);
   const abi::DType type = dtype_of(name, o);
-  HIPDECODE_CHECK(type == abi::DType::bf16 || type == abi::DType::fp16, name, ": expected bfloat16 or float16");
+  HIPDECODE_CHECK(type == abi::DType::bf16 || type == abi::DType::fp16, name,
+                  ": expected bfloat16 or float16");
   HIPDECODE_CHECK(o.size(1) == nhead && o.stride(2) == 1, name, ": expected [rows, ", nhead,
                   ", head_dim_v] with a contiguous last dimension, got shape ", shape_text(o));
-  HIPDECODE_CHECK((nhead == 1 || o.stride(1) >= o.size(2)) && (o.size(0) <= 1 || o.stride(0) >= o.size(2)), name,
-                  ": expected rows that do not overlap; pass a tensor with its own storage");
+  HIPDECODE_CHECK(
+      (nhead == 1 || o.stride(1) >= o.size(2)) && (o.size(0) <= 1 || o.stride(0) >= o.size(2)),
+      name, ": expected rows that do not overlap; pass a tensor with its own storage");
   return type;
 }
 

@@ -7,13 +7,14 @@
 
 namespace hipdecode::kernels {
 
-/// Merges partial results of one (row, head): out = sum exp(l_k - L) * o_k with L = log sum exp(l_k), natural log.
-/// `partial_at(k)` gives the index of partial k in units of (row, head). A partial that saw no key (l = -inf) is
-/// not read: it may hold anything. Flash-Decoding's merge (Dao et al., 2023).
+/// Merges partial results of one (row, head): out = sum exp(l_k - L) * o_k with L = log sum
+/// exp(l_k), natural log. `partial_at(k)` gives the index of partial k in units of (row, head). A
+/// partial that saw no key (l = -inf) is not read: it may hold anything. Flash-Decoding's merge
+/// (Dao et al., 2023).
 /// @return L; -inf and a zero `sum` when no partial saw a key
 template <class PartialAt>
-TILE_FN float merge_partials(float* sum, const float* partial_o, const float* partial_lse, int64_t count,
-                             int head_dim_v, PartialAt partial_at) {
+TILE_FN float merge_partials(float* sum, const float* partial_o, const float* partial_lse,
+                             int64_t count, int head_dim_v, PartialAt partial_at) {
   constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
   float best = -tile::kInfinity;
   for (int64_t k = 0; k < count; ++k) {

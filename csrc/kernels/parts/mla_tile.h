@@ -18,9 +18,9 @@ struct MlaShape {
 
 /// Query rows of one request, packed: packed row p is head p % nhead of token p / nhead.
 struct QuerySpan {
-  int64_t first_row;  // of q and o, of the token behind packed row 0
-  int64_t position;   // of that token among the request's q_len tokens
-  int64_t q_len;      // of the request
+  int64_t first_row;   // of q and o, of the token behind packed row 0
+  int64_t position;    // of that token among the request's q_len tokens
+  int64_t q_len;       // of the request
   int64_t begin, end;  // packed rows
 };
 
@@ -28,7 +28,8 @@ struct QuerySpan {
 struct KeySpan {
   int64_t first_index;  // into kv_indices
   int64_t begin, end;
-  int64_t causal_end;  // the request's last token sees keys before this; earlier tokens one less each
+  int64_t
+      causal_end;  // the request's last token sees keys before this; earlier tokens one less each
 };
 
 /// Where a span's rows go: o (final) or the partial buffers, row first_row + token * stride.
@@ -45,9 +46,11 @@ TILE_FN int64_t clamp(int64_t value, int64_t low, int64_t high) {
 template <class Shape>
 struct MlaTile {
   using Params = abi::MlaDecodeParams;
-  using Tiles = tile::DecodeTiles<Shape::kHeadDimQk, Shape::kHeadDimV, Shape::kQDType, Shape::kKvDType>;
+  using Tiles =
+      tile::DecodeTiles<Shape::kHeadDimQk, Shape::kHeadDimV, Shape::kQDType, Shape::kKvDType>;
   using KvElement = typename Tiles::KvElement;
-  static_assert(tile::DecodeTilesOf<Tiles>, "the target lacks an operation of a decode kernel, see concepts.h");
+  static_assert(tile::DecodeTilesOf<Tiles>,
+                "the target lacks an operation of a decode kernel, see concepts.h");
   static constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
   struct Shared {
@@ -61,20 +64,23 @@ struct MlaTile {
     TILE_FN const void* operator()(int r) const {
       const int64_t packed = span.begin + r;
       const auto* q = static_cast<const char*>(p.q);
-      return q + abi::element_bytes(Shape::kQDType) * ((span.first_row + packed / p.nhead) * p.q_stride_row +
-                                                       packed % p.nhead * p.q_stride_head);
+      return q + abi::element_bytes(Shape::kQDType) *
+                     ((span.first_row + packed / p.nhead) * p.q_stride_row +
+                      packed % p.nhead * p.q_stride_head);
     }
   };
 
   /// Tokens that packed row r may see, as an end position in the key span.
-  static TILE_FN int64_t visible_end(const Params& p, const QuerySpan& rows, const KeySpan& keys, int r) {
+  static TILE_FN int64_t visible_end(const Params& p, const QuerySpan& rows, const KeySpan& keys,
+                                     int r) {
     if (!p.causal) return keys.end;
     const int64_t position = rows.position + (rows.begin + r) / p.nhead;
     const int64_t end = keys.causal_end - (rows.q_len - 1 - position);
     return end < keys.end ? end : keys.end;
   }
 
-  /// Looks up the pages of tokens [begin, end). What the index list gets wrong is skipped, never read.
+  /// Looks up the pages of tokens [begin, end). What the index list gets wrong is skipped, never
+  /// read.
   static TILE_FN void gather(const Params& p, const KeySpan& keys, int64_t begin, int64_t end,
                              typename Tiles::TokenRows& rows) {
     const int64_t left = end - begin;
@@ -95,10 +101,11 @@ struct MlaTile {
   }
 
   /// Hides keys from the rows that may not see them; returns the first token hidden from some row.
-  static TILE_FN int hide(const Params& p, const QuerySpan& rows, const KeySpan& keys, int64_t begin,
-                          const typename Tiles::TokenRows& tokens, Shared& shared) {
+  static TILE_FN int hide(const Params& p, const QuerySpan& rows, const KeySpan& keys,
+                          int64_t begin, const typename Tiles::TokenRows& tokens, Shared& shared) {
     const int count = static_cast<int>(rows.end - rows.begin);
-    const int first = static_cast<int>(clamp(visible_end(p, rows, keys, 0) - begin, 0, tokens.count));
+    const int first =
+        static_cast<int>(clamp(visible_end(p, rows, keys, 0) - begin, 0, tokens.count));
     if (first == tokens.count && !tokens.skips) return first;
     for (int r = 0; r < Tiles::padded(count); ++r) {
       const int64_t end = visible_end(p, rows, keys, r < count ? r : count - 1);
@@ -108,8 +115,8 @@ struct MlaTile {
     return first;
   }
 
-  /// weights x values, and never a value that its row may not see: zero times NaN is NaN, so where the hidden
-  /// tail holds one, each query token gets its own cut of the values.
+  /// weights x values, and never a value that its row may not see: zero times NaN is NaN, so where
+  /// the hidden tail holds one, each query token gets its own cut of the values.
   static TILE_FN void weigh(const Params& p, const QuerySpan& rows, int first_hidden,
                             const typename Tiles::TokenRows& tokens, Shared& shared) {
     const int count = static_cast<int>(rows.end - rows.begin);
@@ -125,10 +132,13 @@ struct MlaTile {
     }
   }
 
-  static TILE_FN float scale_of(const float* scale, bool used) { return used && scale != nullptr ? *scale : 1.0f; }
+  static TILE_FN float scale_of(const float* scale, bool used) {
+    return used && scale != nullptr ? *scale : 1.0f;
+  }
 
   /// Attends `rows` to `keys`; leaves the unnormalised output, maximum and sum in `shared`.
-  static TILE_FN void attend(const Params& p, const QuerySpan& rows, const KeySpan& keys, Shared& shared) {
+  static TILE_FN void attend(const Params& p, const QuerySpan& rows, const KeySpan& keys,
+                             Shared& shared) {
     const int count = static_cast<int>(rows.end - rows.begin);
     const float scale = p.sm_scale * kLog2E * scale_of(p.q_scale, tile::kIsFp8<Shape::kQDType>) *
                         scale_of(p.kv_scale, tile::kIsFp8<Shape::kKvDType>);
@@ -153,8 +163,10 @@ struct MlaTile {
     }
   }
 
-  /// Normalises the rows and writes them with their LSE; a row that saw nothing is zero with LSE -inf.
-  static TILE_FN void finish(const Params& p, const QuerySpan& rows, const Destination& to, Shared& shared) {
+  /// Normalises the rows and writes them with their LSE; a row that saw nothing is zero with LSE
+  /// -inf.
+  static TILE_FN void finish(const Params& p, const QuerySpan& rows, const Destination& to,
+                             Shared& shared) {
     const float kv_scale = scale_of(p.kv_scale, tile::kIsFp8<Shape::kKvDType>);
     const int count = static_cast<int>(rows.end - rows.begin);
     for (int r = 0; r < count; ++r) {
@@ -162,10 +174,12 @@ struct MlaTile {
       const int64_t row = to.first_row + token * to.stride;
       const float sum = shared.tiles.running_sum[r];
       const float scale = sum == 0 ? 0.0f : kv_scale / sum;
-      const float lse = sum == 0 ? -tile::kInfinity : (shared.tiles.running_max[r] + tile::log2(sum)) * kLn2;
+      const float lse =
+          sum == 0 ? -tile::kInfinity : (shared.tiles.running_max[r] + tile::log2(sum)) * kLn2;
       if (to.partial) {
         if (row >= p.partial_rows) continue;
-        Tiles::store_row(shared.tiles, r, scale, p.partial_o + (row * p.nhead + head) * Shape::kHeadDimV, abi::DType::fp32);
+        Tiles::store_row(shared.tiles, r, scale,
+                         p.partial_o + (row * p.nhead + head) * Shape::kHeadDimV, abi::DType::fp32);
         p.partial_lse[row * p.nhead + head] = lse;
       } else {
         auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
@@ -176,7 +190,8 @@ struct MlaTile {
   }
 
   /// attend() and finish() over packed rows of any number.
-  static TILE_FN void run(const Params& p, QuerySpan rows, const KeySpan& keys, const Destination& to, Shared& shared) {
+  static TILE_FN void run(const Params& p, QuerySpan rows, const KeySpan& keys,
+                          const Destination& to, Shared& shared) {
     const int64_t end = rows.end;
     for (; rows.begin < end; rows.begin += Tiles::kRows) {
       rows.end = rows.begin + Tiles::kRows < end ? rows.begin + Tiles::kRows : end;

@@ -18,9 +18,10 @@ template <int kQk, int kV, abi::DType kQ, abi::DType kKv>
 using Words = WordsFp32<kQk, kV, kQ, kKv>;
 #endif
 
-/// The tiles of a decode kernel on the CPU. Scores are held transposed, [token][query row], so that softmax
-/// needs no horizontal sums and its result is what the value product broadcasts. Row `r` and token `n` are
-/// the logical coordinates of a kernel; everything else is this target's business.
+/// The tiles of a decode kernel on the CPU. Scores are held transposed, [token][query row], so that
+/// softmax needs no horizontal sums and its result is what the value product broadcasts. Row `r`
+/// and token `n` are the logical coordinates of a kernel; everything else is this target's
+/// business.
 template <int kHeadDimQk, int kHeadDimV, abi::DType kQDType, abi::DType kKvDType>
 struct DecodeTiles {
   using W = Words<kHeadDimQk, kHeadDimV, kQDType, kKvDType>;
@@ -29,8 +30,10 @@ struct DecodeTiles {
 
   static constexpr int kRows = 128;  // query rows of a tile at most
   static constexpr int kTokens = W::kTokens;
-  static constexpr int kGroup = 12;  // tokens whose scores fit the registers beside two vectors of rows
-  static_assert(kTokens % (2 * kGroup) == 0 && kTokens % W::kPack == 0 && kRows % (2 * kLanes) == 0);
+  static constexpr int kGroup =
+      12;  // tokens whose scores fit the registers beside two vectors of rows
+  static_assert(kTokens % (2 * kGroup) == 0 && kTokens % W::kPack == 0 &&
+                kRows % (2 * kLanes) == 0);
 
   /// Where the keys of a tile lie; null: no such token, or one to be skipped.
   struct TokenRows {
@@ -61,15 +64,16 @@ struct DecodeTiles {
       const int panel_width = width - panel < 2 * kLanes ? kLanes : 2 * kLanes;
       Word* column = s.queries + static_cast<int64_t>(panel) * W::kDepth + (r - panel);
       if (r < rows) W::query_row(s.staging, source(r));
-      for (int k = 0; k < W::kDepth; ++k) column[static_cast<int64_t>(k) * panel_width] = r < rows ? s.staging[k] : Word{};
+      for (int k = 0; k < W::kDepth; ++k)
+        column[static_cast<int64_t>(k) * panel_width] = r < rows ? s.staging[k] : Word{};
       s.running_max[r] = -kInfinity;
       s.running_sum[r] = 0;
     }
     std::memset(s.out, 0, static_cast<size_t>(rows) * kHeadDimV * sizeof(float));
   }
 
-  /// scores = queries x keys^T for one tile, staging keys and values group by group while they are in
-  /// the first-level cache, and fetching `next` behind the arithmetic.
+  /// scores = queries x keys^T for one tile, staging keys and values group by group while they are
+  /// in the first-level cache, and fetching `next` behind the arithmetic.
   static TILE_FN void score(Shared& s, const TokenRows& tokens, const TokenRows& next, int rows) {
     const int width = padded(rows);
     for (int n = 0; n < tokens.count; n += 2 * kGroup) {
@@ -77,8 +81,10 @@ struct DecodeTiles {
       const bool both = tokens.count - n > kGroup;
       const char* ahead[2 * kGroup];
       for (int i = 0; i < 2 * kGroup; ++i)
-        ahead[i] = reinterpret_cast<const char*>(n + i < next.count && next.row[n + i] ? next.row[n + i] : tokens.row[0]);
-      Prefetch prefetch{n < next.count ? ahead : nullptr, kHeadDimQk * static_cast<int>(sizeof(KvElement))};
+        ahead[i] = reinterpret_cast<const char*>(
+            n + i < next.count && next.row[n + i] ? next.row[n + i] : tokens.row[0]);
+      Prefetch prefetch{n < next.count ? ahead : nullptr,
+                        kHeadDimQk * static_cast<int>(sizeof(KvElement))};
       const Word* const* keys = s.keys.row + n;
       float* out = s.scores + static_cast<int64_t>(n) * width;
       int r = 0;
@@ -87,8 +93,11 @@ struct DecodeTiles {
         score_rows<2>(out + r, width, keys, queries, prefetch, both);
         prefetch.row = nullptr;
       }
-      if (r < width) score_rows<1>(out + r, width, keys, s.queries + static_cast<int64_t>(r) * W::kDepth, prefetch, both);
-      W::stage_values(s.keys, n, n + 2 * kGroup < tokens.count ? n + 2 * kGroup : tokens.count, tokens.count);
+      if (r < width)
+        score_rows<1>(out + r, width, keys, s.queries + static_cast<int64_t>(r) * W::kDepth,
+                      prefetch, both);
+      W::stage_values(s.keys, n, n + 2 * kGroup < tokens.count ? n + 2 * kGroup : tokens.count,
+                      tokens.count);
     }
   }
 
@@ -106,8 +115,8 @@ struct DecodeTiles {
     }
   }
 
-  /// Online softmax of one tile in base 2: updates maximum and sum, leaves the rescale factors of the
-  /// output and the weights of the tile.
+  /// Online softmax of one tile in base 2: updates maximum and sum, leaves the rescale factors of
+  /// the output and the weights of the tile.
   static TILE_FN void softmax(Shared& s, int count, int rows, float scale) {
     const int width = padded(rows);
     for (int r = 0; r < width; r += kLanes) {
@@ -126,7 +135,9 @@ struct DecodeTiles {
       Vec sum = Vec{}, sum_other = Vec{};
       for (n = 0; n < count; n += 2) {
         const Vec p0 = exp2(load(column + static_cast<int64_t>(n) * width) * scale - shift);
-        const Vec p1 = n + 1 < count ? exp2(load(column + static_cast<int64_t>(n + 1) * width) * scale - shift) : Vec{};
+        const Vec p1 =
+            n + 1 < count ? exp2(load(column + static_cast<int64_t>(n + 1) * width) * scale - shift)
+                          : Vec{};
         sum += p0;
         sum_other += p1;
         Word* weight = s.weights + static_cast<int64_t>(n / W::kPack) * width + r;
@@ -140,7 +151,8 @@ struct DecodeTiles {
     }
   }
 
-  /// out = out * rescale + weights x values over the first `count` tokens of the tile, rows [begin, end).
+  /// out = out * rescale + weights x values over the first `count` tokens of the tile, rows [begin,
+  /// end).
   static TILE_FN void accumulate(Shared& s, int count, int begin, int end, int rows) {
     constexpr int kMost = 6, kVecs = kManyRegisters ? 4 : 2;
     const int width = padded(rows), depth = (count + W::kPack - 1) / W::kPack;
@@ -152,20 +164,37 @@ struct DecodeTiles {
         float* out = s.out + static_cast<int64_t>(r) * kHeadDimV + d;
         const Word* values = W::values(s.keys) + d;
         switch (height) {
-          case 6: value_block<W, 6, kVecs>(out, kHeadDimV, s.weights + r, width, values, depth, s.rescale + r); break;
-          case 5: value_block<W, 5, kVecs>(out, kHeadDimV, s.weights + r, width, values, depth, s.rescale + r); break;
-          case 4: value_block<W, 4, kVecs>(out, kHeadDimV, s.weights + r, width, values, depth, s.rescale + r); break;
-          case 3: value_block<W, 3, kVecs>(out, kHeadDimV, s.weights + r, width, values, depth, s.rescale + r); break;
-          case 2: value_block<W, 2, kVecs>(out, kHeadDimV, s.weights + r, width, values, depth, s.rescale + r); break;
-          default: value_block<W, 1, kVecs>(out, kHeadDimV, s.weights + r, width, values, depth, s.rescale + r);
+          case 6:
+            value_block<W, 6, kVecs>(out, kHeadDimV, s.weights + r, width, values, depth,
+                                     s.rescale + r);
+            break;
+          case 5:
+            value_block<W, 5, kVecs>(out, kHeadDimV, s.weights + r, width, values, depth,
+                                     s.rescale + r);
+            break;
+          case 4:
+            value_block<W, 4, kVecs>(out, kHeadDimV, s.weights + r, width, values, depth,
+                                     s.rescale + r);
+            break;
+          case 3:
+            value_block<W, 3, kVecs>(out, kHeadDimV, s.weights + r, width, values, depth,
+                                     s.rescale + r);
+            break;
+          case 2:
+            value_block<W, 2, kVecs>(out, kHeadDimV, s.weights + r, width, values, depth,
+                                     s.rescale + r);
+            break;
+          default:
+            value_block<W, 1, kVecs>(out, kHeadDimV, s.weights + r, width, values, depth,
+                                     s.rescale + r);
         }
         r += height;
       }
     }
   }
 
-  /// Whether a value row among tokens [begin, end) holds an infinity or a NaN: a weight of zero would not
-  /// keep it out of the sum.
+  /// Whether a value row among tokens [begin, end) holds an infinity or a NaN: a weight of zero
+  /// would not keep it out of the sum.
   static TILE_FN bool has_special_values(const Shared& s, int begin, int end) {
     bool special = false;
     for (int n = begin; n < end; ++n) special |= W::is_special(s.keys.row[n]);
@@ -188,14 +217,15 @@ struct DecodeTiles {
   struct OutputOffsets {
     int16_t at[kHeadDimV / 4];
     constexpr OutputOffsets() : at() {
-      for (int quad = 0; quad < kHeadDimV / 4; ++quad) at[quad] = static_cast<int16_t>(4 * W::output_quad(quad));
+      for (int quad = 0; quad < kHeadDimV / 4; ++quad)
+        at[quad] = static_cast<int16_t>(4 * W::output_quad(quad));
     }
   };
   static constexpr OutputOffsets kOutputOffsets{};
 
   template <int kVecs>
-  static TILE_FN void score_rows(float* out, int64_t pitch, const Word* const* keys, const Word* queries,
-                                 Prefetch next, bool both) {
+  static TILE_FN void score_rows(float* out, int64_t pitch, const Word* const* keys,
+                                 const Word* queries, Prefetch next, bool both) {
     constexpr int kTall = kManyRegisters ? kGroup * 2 / kVecs : kGroup / kVecs;
     for (int n = 0; n < (both ? 2 : 1) * kGroup; n += kTall) {
       if (kTall > kGroup && !both) {

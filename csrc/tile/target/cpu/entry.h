@@ -29,15 +29,15 @@ constexpr int64_t shared_bytes() {
 
 }  // namespace hipdecode::tile
 
-/// Exports `Kernel` (the rest of the line): a struct with Params, Shared and run(Params, Block, Shared).
-/// Shared is the calling thread's own memory, 64-byte aligned and uninitialised.
-#define TILE_KERNEL(symbol, ...)                                                             \
-  extern "C" void symbol(const void* params, int64_t index, int64_t count, void* shared) {  \
-    using Kernel = __VA_ARGS__;                                                              \
-    Kernel::run(*static_cast<const Kernel::Params*>(params),                                 \
+/// Exports `Kernel` (the rest of the line): a struct with Params, Shared and run(Params, Block,
+/// Shared). Shared is the calling thread's own memory, 64-byte aligned and uninitialised.
+#define TILE_KERNEL(symbol, ...)                                                                \
+  extern "C" void symbol(const void* params, int64_t index, int64_t count, void* shared) {      \
+    using Kernel = __VA_ARGS__;                                                                 \
+    Kernel::run(*static_cast<const Kernel::Params*>(params),                                    \
                 ::hipdecode::tile::Block(index, count), *static_cast<Kernel::Shared*>(shared)); \
-  }                                                                                          \
-  extern "C" const ::hipdecode::abi::KernelInfo hipdecode_kernel_info;                       \
-  const ::hipdecode::abi::KernelInfo hipdecode_kernel_info = {                               \
-      ::hipdecode::abi::kAbiVersion, sizeof(__VA_ARGS__::Params),                            \
+  }                                                                                             \
+  extern "C" const ::hipdecode::abi::KernelInfo hipdecode_kernel_info;                          \
+  const ::hipdecode::abi::KernelInfo hipdecode_kernel_info = {                                  \
+      ::hipdecode::abi::kAbiVersion, sizeof(__VA_ARGS__::Params),                               \
       ::hipdecode::tile::shared_bytes<__VA_ARGS__::Shared>()};

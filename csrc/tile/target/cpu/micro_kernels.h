@@ -5,16 +5,16 @@
 
 namespace hipdecode::tile {
 
-/// Lines of the next tile to bring into the second-level cache while this one is multiplied: one row per
-/// token of the group, spread over the reduction so that the memory pipe never bursts.
+/// Lines of the next tile to bring into the second-level cache while this one is multiplied: one
+/// row per token of the group, spread over the reduction so that the memory pipe never bursts.
 struct Prefetch {
   const char* const* row;  // null: nothing to do
   int bytes;               // of one row
 };
 
 /// Scores of kGroup tokens against kVecs * kLanes query rows: rows in lanes, tokens broadcast.
-/// `queries` is one panel, [depth][kVecs * kLanes] words. The sum over the depth runs in order, so a
-/// row's bits do not depend on the panel it sits in.
+/// `queries` is one panel, [depth][kVecs * kLanes] words. The sum over the depth runs in order, so
+/// a row's bits do not depend on the panel it sits in.
 template <class Words, int kGroup, int kVecs>
 TILE_FN void score_group(float* scores, int64_t pitch, const typename Words::Word* const* keys,
                          const typename Words::Word* queries, Prefetch next) {
@@ -40,7 +40,8 @@ TILE_FN void score_group(float* scores, int64_t pitch, const typename Words::Wor
 #pragma GCC unroll 32
       for (int n = 0; n < kGroup; ++n)
 #pragma GCC unroll 4
-        for (int v = 0; v < kVecs; ++v) acc[n][v] = Words::multiply_add(acc[n][v], q[v], keys[n][block + i]);
+        for (int v = 0; v < kVecs; ++v)
+          acc[n][v] = Words::multiply_add(acc[n][v], q[v], keys[n][block + i]);
     }
   }
 #pragma GCC unroll 32
@@ -49,8 +50,9 @@ TILE_FN void score_group(float* scores, int64_t pitch, const typename Words::Wor
     for (int v = 0; v < kVecs; ++v) store(scores + n * pitch + v * kLanes, acc[n][v]);
 }
 
-/// out[row][kVecs * kLanes columns] = out * rescale[row] + sum over depth of weight[row] * value: columns
-/// in lanes, weights broadcast, the online-softmax rescale folded into the accumulator load.
+/// out[row][kVecs * kLanes columns] = out * rescale[row] + sum over depth of weight[row] * value:
+/// columns in lanes, weights broadcast, the online-softmax rescale folded into the accumulator
+/// load.
 template <class Words, int kRows, int kVecs>
 TILE_FN void value_block(float* out, int64_t out_pitch, const typename Words::Word* weights,
                          int64_t weight_pitch, const typename Words::Word* values, int depth,
@@ -64,11 +66,13 @@ TILE_FN void value_block(float* out, int64_t out_pitch, const typename Words::Wo
   for (int n = 0; n < depth; ++n) {
     Vec x[kVecs];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) x[v] = load(values + static_cast<int64_t>(n) * Words::kValuePitch + v * kLanes);
+    for (int v = 0; v < kVecs; ++v)
+      x[v] = load(values + static_cast<int64_t>(n) * Words::kValuePitch + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = Words::multiply_add(acc[r][v], x[v], weights[n * weight_pitch + r]);
+      for (int v = 0; v < kVecs; ++v)
+        acc[r][v] = Words::multiply_add(acc[r][v], x[v], weights[n * weight_pitch + r]);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)

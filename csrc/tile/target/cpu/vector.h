@@ -38,7 +38,8 @@ typedef int16_t ShortVec __attribute__((vector_size(kLanes * 2)));
 typedef int8_t CharVec __attribute__((vector_size(kLanes)));
 
 inline constexpr int kCacheLine = 64;
-inline constexpr int16_t kFp8Fields = static_cast<int16_t>(0xbf80);  // sign, exponent, mantissa moved up by 7
+inline constexpr int16_t kFp8Fields =
+    static_cast<int16_t>(0xbf80);  // sign, exponent, mantissa moved up by 7
 inline constexpr int16_t kFp8NegativeZero = static_cast<int16_t>(0x8000);
 inline constexpr float kInfinity = __builtin_inff();
 
@@ -81,9 +82,11 @@ TILE_FN Vec widen(const typename Storage<kType>::Type* source) {
   } else if constexpr (kType == abi::DType::fp16) {
     return widen_half(load<HalfVec>(source));
   } else {
-    // e4m3 placed on top of fp16's fields differs only in exponent bias: 15 against 7 (fn) or 8 (fnuz)
+    // e4m3 placed on top of fp16's fields differs only in exponent bias: 15 against 7 (fn) or 8
+    // (fnuz)
     constexpr bool kFn = kType == abi::DType::fp8_e4m3fn;
-    const ShortVec half = __builtin_convertvector(load<CharVec>(source), ShortVec) << 7 & (ShortVec{} + kFp8Fields);
+    const ShortVec half =
+        __builtin_convertvector(load<CharVec>(source), ShortVec) << 7 & (ShortVec{} + kFp8Fields);
     const ShortVec nan = kFn ? (half & 0x3f80) == 0x3f80 : half == kFp8NegativeZero;
     return widen_half((HalfVec)(half | (nan & 0x7fff))) * splat(kFn ? 0x1p8f : 0x1p7f);
   }
@@ -132,12 +135,14 @@ TILE_FN float log2(float x) { return std::log2(x); }
 /// acc[i] += weight * source[i]
 TILE_FN void accumulate(float* acc, const float* source, float weight, int count) {
   int i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(acc + i, load(acc + i) + load(source + i) * weight);
+  for (; i + kLanes <= count; i += kLanes)
+    store(acc + i, load(acc + i) + load(source + i) * weight);
   for (; i < count; ++i) acc[i] += weight * source[i];
 }
 
 /// destination[i] = source[i] * scale, as bf16 or fp16 or fp32
-TILE_FN void write_row(void* destination, const float* source, float scale, int count, abi::DType type) {
+TILE_FN void write_row(void* destination, const float* source, float scale, int count,
+                       abi::DType type) {
   if (type == abi::DType::fp32) {
     for (int i = 0; i < count; ++i) static_cast<float*>(destination)[i] = source[i] * scale;
     return;

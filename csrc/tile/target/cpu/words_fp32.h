@@ -11,7 +11,7 @@ template <int kHeadDimQk, int kHeadDimV, abi::DType kQDType, abi::DType kKvDType
 struct WordsFp32 {
   using Word = float;
   using KvElement = typename Storage<kKvDType>::Type;
-  static constexpr int kPack = 1;    // reduction elements per word
+  static constexpr int kPack = 1;     // reduction elements per word
   static constexpr int kTokens = 72;  // a tile of keys, sized with Q, O and scores for 1 MiB of L2
   static constexpr int kDepth = kHeadDimQk;
   static constexpr int kValuePitch = kHeadDimQk + 16;  // off the 4 KiB alias
@@ -30,7 +30,8 @@ struct WordsFp32 {
     for (int i = 0; i < kDepth; i += kLanes) store(out + i, widen<kQDType>(q + i));
   }
 
-  /// Makes tokens [begin, end) of a tile ready for scores; null stands for a token that does not exist.
+  /// Makes tokens [begin, end) of a tile ready for scores; null stands for a token that does not
+  /// exist.
   static TILE_FN void stage_keys(Keys& keys, const KvElement* const* source, int begin, int end) {
     for (int n = begin; n < end; ++n) {
       Word* row = keys.staged + n * kValuePitch;

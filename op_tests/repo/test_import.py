@@ -13,7 +13,7 @@ BUDGET_S = 0.5
 IMPORT_TIME = """
 import time, torch
 start = time.perf_counter()
-import hipdecode
+from hipdecode import *
 print(time.perf_counter() - start)
 """
 
@@ -30,7 +30,7 @@ def hook(event, args):
     if event in LOUD or (event == "open" and isinstance(args[2], int) and args[2] & writes):
         seen.append(f"{event}{args}")
 sys.addaudithook(hook)
-import hipdecode
+from hipdecode import *
 loud = list(seen)
 print(json.dumps({"events": loud, "environ": dict(os.environ) != before,
                   "files": sorted(set(os.listdir(".")) - folder),

@@ -20,7 +20,7 @@ MAY_INCLUDE = {
     "torch": {"torch", "runtime", "abi"},
 }
 # What a device compiler without a C++ library also has.
-FREESTANDING = {"bit", "cstddef", "cstdint", "limits", "type_traits"}
+FREESTANDING = {"bit", "concepts", "cstddef", "cstdint", "limits", "type_traits"}
 
 TARGET_MACRO = re.compile(
     r"\b(__AVX\w*|__SSE\w*|__AMX\w*|__FMA__|__x86_64__|__aarch64__|__ARM\w*|__AMDGCN\w*|__gfx\w*"

@@ -202,7 +202,6 @@ LONG_CASES = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("route", ["hk-1", "hk-16", "persistent"])
 @pytest.mark.parametrize("case", LONG_CASES, ids=str)
 def test_mla_decode_matches_reference_for_long_contexts(

@@ -224,7 +224,7 @@ def list_skipped(skipped: Sequence[tuple[Shape, str]]) -> Iterator[str]:
 @click.option("--warmup", default=20, help="Most untimed turns of a shape.")
 @click.option("--iters", default=100, help="Most timed rounds of a shape.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the rows there.")
-@click.option("--target", "target_name", default="cpu", help="Whose kernels.")
+@click.option("--target", "target_name", help="Default: HIPDECODE_TARGET or cpu.")
 @click.option("--dtype", default="fp8", help="q and KV; or Q/KV such as bf16/fp8.")
 @click.option("--threads", default=1, help="1: CPU time of the thread; more: wall time.")
 @click.option("--max-kv-tokens", default=131072, help="Larger shapes are skipped.")
@@ -240,7 +240,7 @@ def main(
     warmup: int,
     iters: int,
     csv_path: Path | None,
-    target_name: str,
+    target_name: str | None,
     dtype: str,
     threads: int,
     max_kv_tokens: int,

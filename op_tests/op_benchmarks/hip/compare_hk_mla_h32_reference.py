@@ -71,14 +71,14 @@ def compare_shape(
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--shapes", type=ShapeList(), default="1x512,2x2048,4x8192,4x16384")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the rows there.")
-@click.option("--target", "target_name", default="cpu", help="Whose kernels.")
+@click.option("--target", "target_name", help="Default: HIPDECODE_TARGET or cpu.")
 @click.option("--dtype", default="fp8", help="q and KV; or Q/KV such as bf16/fp8.")
 @click.option("--max-kv-tokens", default=131072, help="Larger shapes are skipped.")
 def main(
     *,
     shapes: tuple[tuple[int, int], ...],
     csv_path: Path | None,
-    target_name: str,
+    target_name: str | None,
     dtype: str,
     max_kv_tokens: int,
 ) -> None:

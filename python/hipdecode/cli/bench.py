@@ -106,7 +106,7 @@ def report(
 
 @click.group(name="bench", invoke_without_command=True)
 @click.option("--op", type=click.Choice(["mla_decode"]), default="mla_decode", show_default=True)
-@click.option("--target", "target_name", default="cpu", show_default=True, help="Whose kernels.")
+@click.option("--target", "target_name", help="Whose kernels; default: HIPDECODE_TARGET or cpu.")
 @click.option("--shapes", type=ShapeList(), default="1x512,8x4096", show_default=True)
 @click.option("--nhead", type=IntList(), default="16", show_default=True)
 @click.option("--q-len", type=IntList(), default="1", show_default=True)
@@ -128,7 +128,7 @@ def command(
     ctx: click.Context,
     *,
     op: str,
-    target_name: str,
+    target_name: str | None,
     shapes: tuple[tuple[int, int], ...],
     nhead: tuple[int, ...],
     q_len: tuple[int, ...],

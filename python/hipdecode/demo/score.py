@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: MIT
+"""Bits per byte on held-out text: by transformers' own attention, and decoded on a paged cache."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from transformers import DeepseekV3ForCausalLM
+
+from hipdecode.demo.cache import PagedLatentCache
+from hipdecode.demo.model import decode_step
+from hipdecode.demo.text import load_held_out, windows
+
+
+def held_out_rows(rows: int, length: int) -> Tensor:
+    """[rows, length + 1] int64 bytes, evenly spaced over the held-out text of this Python."""
+    return torch.tensor([list(row) for row in windows(load_held_out(), rows, length + 1)])
+
+
+@torch.no_grad()
+def bits_eager(model: DeepseekV3ForCausalLM, rows: Tensor) -> float:
+    """Bits per byte of rows [batch, length + 1], every byte given those before it.
+
+    Args:
+        model: from `load_model`.
+        rows: int64 bytes; the first of each row is given.
+    """
+    return _nats(model(input_ids=rows[:, :-1], use_cache=False).logits, rows[:, 1:]) / math.log(2)
+
+
+def bits_decoded(
+    model: DeepseekV3ForCausalLM, cache: PagedLatentCache, rows: Tensor, q_len: int
+) -> float:
+    """The same number, decoded step by step.
+
+    Args:
+        model: from `absorb`, served on `cache`.
+        cache: empty, for as many requests as there are rows.
+        rows: as for `bits_eager`.
+        q_len: tokens of each request per step.
+    """
+    given, wanted = rows[:, :-1], rows[:, 1:]
+    total = 0.0
+    for tokens, next_tokens in zip(
+        *(torch.split(part, q_len, 1) for part in (given, wanted)), strict=True
+    ):
+        logits = decode_step(model, cache, tokens)
+        total += _nats(logits, next_tokens) * tokens.shape[1]
+    return total / given.shape[1] / math.log(2)
+
+
+def _nats(logits: Tensor, wanted: Tensor) -> float:
+    """Mean negative log-likelihood of wanted [batch, length] under logits [batch, length, 256]."""
+    flat = logits.double().flatten(0, 1)
+    return torch.nn.functional.cross_entropy(flat, wanted.flatten()).item()

@@ -71,6 +71,21 @@ def test_mla_decode_ignores_entries_past_the_batch(
     compare.assert_decode_matches(case, inputs, out, lse, target=target, call=route)
 
 
+# kv_indptr may promise more pages than kv_indices holds: what lies behind the list is not read.
+@pytest.mark.parametrize("route", ROUTES)
+def test_mla_decode_stops_at_the_end_of_the_page_list(
+    target: str, device: torch.device, route: str
+) -> None:
+    case = Case(kv_lens=(70, 100), q_lens=(1, 2), seed=4)
+    inputs = cases.make_inputs(case)
+    whole = inputs["kv_indices"].clone()
+    short = cases.to_device(inputs, device).copy()
+    short["kv_indices"] = whole.to(device)[:150]
+    inputs["kv_indices"][150:] = -1
+    out, lse = decode(short, route)
+    compare.assert_decode_matches(case, inputs, out, lse, target=target, call=route)
+
+
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("kv_dtype", ["bf16", "fp8_e4m3fn", "fp8_e4m3fnuz"])
 def test_mla_decode_propagates_nan_of_a_visible_token_only(

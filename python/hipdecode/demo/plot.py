@@ -25,6 +25,7 @@ def draw(bits: Mapping[str, float], times: Sequence[CallTime], out: Path) -> Non
     bars = axes[0].bar(list(bits), list(bits.values()), color=["C7", "C0", "C1"])
     axes[0].bar_label(bars, fmt="%.4f")
     axes[0].set(title="held-out text", ylabel="bits per byte")
+    axes[0].margins(y=0.12)
     for axis, batch in zip(axes[1:], batches, strict=True):
         for index, kv_dtype in enumerate(dict.fromkeys(time.kv_dtype for time in times)):
             line = [time for time in times if (time.batch, time.kv_dtype) == (batch, kv_dtype)]
@@ -38,6 +39,9 @@ def draw(bits: Mapping[str, float], times: Sequence[CallTime], out: Path) -> Non
             xscale="log",
             yscale="log",
         )
+        contexts = sorted({time.kv_len for time in times})
+        axis.set_xticks(contexts, [str(kv_len) for kv_len in contexts])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(title="hipdecode solid, torch dashed", fontsize="small")
     out.parent.mkdir(parents=True, exist_ok=True)

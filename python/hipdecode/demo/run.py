@@ -215,7 +215,7 @@ def _print_times(console: Console, times: list[CallTime]) -> None:
     )  # fmt: skip
     for time in times:
         table.add_row(
-            time.kv_dtype,
+            time.kv_dtype.partition("_")[0],
             str(time.batch),
             str(time.kv_len),
             time.route,

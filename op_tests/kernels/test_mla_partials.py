@@ -6,6 +6,8 @@ The oracle walks the same work records as the kernel and computes each one in fl
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -200,6 +202,29 @@ def test_mla_decode_ignores_work_records_past_the_live_count(
     plan.reduce_partial_map[int(plan.reduce_indptr[-1]) :] = -(2**31)
     out, lse = decode(inputs, "persistent", plan=plan)
     compare.assert_decode_matches(case, on_host, out, lse, target=target, call="units7")
+
+
+# Our planner never gives a work more than 128 packed rows; other planners do.
+def test_mla_decode_takes_works_of_any_number_of_rows(target: str, device: torch.device) -> None:
+    case = Case(nhead=100, q_lens=(4, 3), kv_lens=(150, 40))
+    on_host = cases.make_inputs(case)
+    inputs = cases.to_device(on_host, device)
+    plan = _plan(case, inputs, "units2")
+    works = [[0, 0, 0, 4, 0, 90, 60, 0], [0, 4, 0, 4, 90, 150, 0, 0], [1, -1, 4, 7, 150, 190, 0, 0]]
+    by_hand = dataclasses.replace(
+        plan,
+        work_indptr=torch.tensor([0, 2, 3], dtype=torch.int32, device=device),
+        work_info_set=torch.tensor(works, dtype=torch.int32, device=device),
+        reduce_indptr=torch.tensor([0, 2], dtype=torch.int32, device=device),
+        reduce_final_map=torch.tensor([[0, 4]], dtype=torch.int32, device=device),
+        reduce_partial_map=torch.tensor([0, 4], dtype=torch.int32, device=device),
+        partial_output=torch.full((8, 100, 512), NAN, device=device),
+        partial_lse=torch.full((8, 100), NAN, device=device),
+    )
+    out, lse = _outputs(case, inputs)
+    _decode(inputs, by_hand, out, lse)
+    _reduce(by_hand, out, lse)
+    compare.assert_decode_matches(case, on_host, out, lse, target=target, call="by hand")
 
 
 def test_mla_decode_survives_corrupt_work_records(device: torch.device) -> None:

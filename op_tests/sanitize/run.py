@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Runs the CPU kernels under sanitizers: `run.py --asan` (with UBSan) or `run.py --tsan`."""
+"""Runs the CPU kernels on their own, without torch: under sanitizers, or emulated.
+
+`run.py --asan` (with UBSan) and `run.py --tsan` use every CPU target that this machine executes;
+`run.py --aarch64` needs aarch64-linux-gnu-g++ and qemu-aarch64 (Debian: g++-aarch64-linux-gnu,
+qemu-user).
+"""
 
 from __future__ import annotations
 
@@ -18,44 +23,38 @@ SANITIZERS = {
 }
 
 
-def run(sanitizer: str, target_name: str) -> int:
-    """Builds and runs decode_threads.cpp for one CPU target; returns its exit status."""
+def run(target_name: str, extra: list[str], *, compiler: str = "g++", runner: str = "") -> bool:
+    """Builds and runs decode_threads.cpp for one CPU target; returns whether all was well."""
     kernel = registry.default().kernel("mla_reduce")
     flags = [f for f in registry.default().flags(kernel, target_name).flags if f != "-shared"]
+    # -O2 keeps line numbers honest; g++ 12 warns of its own AVX-512 headers
+    flags += ["-O2", "-g", "-pthread", "-Wno-maybe-uninitialized", f"-I{ROOT / 'csrc'}", *extra]
     with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "decode_threads"
-        source = Path(__file__).with_name("decode_threads.cpp")
-        # -O2 from here on keeps line numbers honest; fp contraction and the ISA stay as shipped
-        # and g++ 12 warns of its own intrinsics headers
-        command = [
-            "g++",
-            *flags,
-            "-g",
-            "-O2",
-            "-Wno-maybe-uninitialized",
-            *SANITIZERS[sanitizer],
-            "-pthread",
-        ]
-        command += [f"-I{ROOT / 'csrc'}", str(source), "-o", str(program)]
-        subprocess.run(command, check=True)
-        return subprocess.run([str(program)], check=False).returncode
+        program = str(Path(folder) / "decode_threads")
+        source = str(Path(__file__).with_name("decode_threads.cpp"))
+        subprocess.run([compiler, *flags, source, "-o", program], check=True)
+        command = [runner, program] if runner else [program]
+        return subprocess.run(command, check=False).returncode == 0
 
 
 def main() -> int:
-    """Runs the chosen sanitizers for every CPU target that this machine executes."""
+    """Runs what the command line asks for; returns the number of runs that failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in SANITIZERS:
+    for name in (*SANITIZERS, "aarch64"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--target", action="append", help="default: all that run here")
     arguments = parser.parse_args()
-    failures = 0
-    for sanitizer in SANITIZERS:
-        if not getattr(arguments, sanitizer):
-            continue
-        for name in arguments.target or target.runnable():
-            print(f"{sanitizer} {name}", flush=True)
-            failures += run(sanitizer, name) != 0
-    return failures
+    good = []
+    for sanitizer, flags in SANITIZERS.items():
+        if getattr(arguments, sanitizer):
+            for name in arguments.target or target.runnable():
+                print(f"{sanitizer} {name}", flush=True)
+                good.append(run(name, flags))
+    if arguments.aarch64:
+        print("aarch64, emulated", flush=True)
+        cross = "aarch64-linux-gnu-g++"
+        good.append(run("cpu-generic", ["-static"], compiler=cross, runner="qemu-aarch64"))
+    return len(good) - sum(good)
 
 
 if __name__ == "__main__":

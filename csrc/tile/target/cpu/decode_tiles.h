@@ -58,6 +58,7 @@ struct DecodeTiles {
   /// Packs query rows into panels and empties the accumulators. `source(r)` points at row r.
   template <class RowSource>
   static TILE_FN void load_queries(Shared& s, const RowSource& source, int rows) {
+    TILE_ASSERT(rows > 0 && rows <= kRows);
     const int width = padded(rows);
     for (int r = 0; r < width; ++r) {
       const int panel = r / (2 * kLanes) * (2 * kLanes);
@@ -75,6 +76,7 @@ struct DecodeTiles {
   /// scores = queries x keys^T for one tile, staging keys and values group by group while they are
   /// in the first-level cache, and fetching `next` behind the arithmetic.
   static TILE_FN void score(Shared& s, const TokenRows& tokens, const TokenRows& next, int rows) {
+    TILE_ASSERT(tokens.count > 0 && tokens.count <= kTokens);
     const int width = padded(rows);
     for (int n = 0; n < tokens.count; n += 2 * kGroup) {
       W::stage_keys(s.keys, tokens.row, n, n + 2 * kGroup);
@@ -156,6 +158,7 @@ struct DecodeTiles {
   static TILE_FN void accumulate(Shared& s, int count, int begin, int end, int rows) {
     constexpr int kMost = 6, kVecs = kManyRegisters ? 4 : 2;
     const int width = padded(rows), depth = (count + W::kPack - 1) / W::kPack;
+    TILE_ASSERT(count >= 0 && begin <= end && end <= rows);
     const int total = end - begin, groups = (total + kMost - 1) / kMost;
     for (int d = 0; d < kHeadDimV; d += kVecs * kLanes) {
       int r = begin;

@@ -2,12 +2,28 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <type_traits>
 
 #include "../../../abi/abi_version.h"
 #include "../../../abi/kernel_info.h"
 
 #define TILE_FN inline
+
+/// A condition that the kernel's own arithmetic must keep; checked in builds with HIPDECODE_DEBUG=1
+/// only.
+#ifdef HIPDECODE_DEBUG
+#define TILE_ASSERT(condition)                                                          \
+  do {                                                                                  \
+    if (!(condition)) {                                                                 \
+      std::fprintf(stderr, "%s:%d: TILE_ASSERT(%s)\n", __FILE__, __LINE__, #condition); \
+      std::abort();                                                                     \
+    }                                                                                   \
+  } while (false)
+#else
+#define TILE_ASSERT(condition) static_cast<void>(0)
+#endif
 
 namespace hipdecode::tile {
 

@@ -15,7 +15,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check -qq
 # Names the checkout too: an environment shared by two checkouts serves the one installed last.
 STAMP := $(VENV)/.hipdecode-$(shell echo '$(CURDIR)' | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint bench asan tsan clean install build
+.PHONY: demo test lint bench asan tsan aarch64 clean install build
 .DEFAULT_GOAL := demo
 
 demo: install  ## a small MLA model decodes on hipdecode, checked against eager PyTorch
@@ -41,6 +41,9 @@ asan: install  ## address and undefined-behaviour sanitizers
 
 tsan: install  ## thread sanitizer
 	$(PY) op_tests/sanitize/run.py --tsan
+
+aarch64: install  ## the kernels of cpu-generic, cross-compiled and emulated
+	$(PY) op_tests/sanitize/run.py --aarch64
 
 install: $(STAMP)-run
 

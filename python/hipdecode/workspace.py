@@ -127,9 +127,16 @@ class Workspace:
 
 
 def _plan_bytes(plan: MlaPlan) -> int:
-    tensors = (plan.work_metadata_ptrs, plan.work_indptr, plan.work_info_set, plan.reduce_indptr)
-    tensors += (plan.reduce_final_map, plan.reduce_partial_map)
-    tensors += (plan.partial_output, plan.partial_lse)
+    tensors = (
+        plan.work_metadata_ptrs,
+        plan.work_indptr,
+        plan.work_info_set,
+        plan.reduce_indptr,
+        plan.reduce_final_map,
+        plan.reduce_partial_map,
+        plan.partial_output,
+        plan.partial_lse,
+    )
     return sum(tensor.nbytes for tensor in tensors)
 
 

@@ -121,6 +121,8 @@ def test_route_answers_every_supported_shape(shape: DecodeShape) -> None:
     assert route.padded_nhead % 16 == 0
     if shape.batch_invariant:
         assert (route.route, route.num_splits) == ("hk", INVARIANT_SPLITS)
+    elif shape.compute_units == 1:
+        assert (route.route, route.num_splits) == ("hk", 1)
     elif shape.kv_len is None:
         assert route.route == "persistent"
 
@@ -188,6 +190,13 @@ def test_route_is_persistent_when_the_context_is_unknown() -> None:
     route = route_of(kv_len=None)
     assert route.route == "persistent"
     assert "capacity" in route.reason
+
+
+@pytest.mark.parametrize("kv_len", [None, 100, 100000])
+def test_route_is_unsplit_hk_on_one_compute_unit(kv_len: int | None) -> None:
+    route = route_of(family="cpu", compute_units=1, kv_len=kv_len)
+    assert (route.route, route.num_splits) == ("hk", 1)
+    assert "one compute unit" in route.reason
 
 
 @pytest.mark.parametrize("batch", [1, 64, 1000])

@@ -110,7 +110,8 @@ def route_mla_decode(shape: DecodeShape) -> Route:
 
     Returns:
         The route. First match wins: the caller's own choice; batch invariance (hk, a constant
-        split count); an unknown context (persistent); the table; the occupancy rule.
+        split count); one compute unit (hk, unsplit); an unknown context (persistent); the table;
+        the occupancy rule.
 
     Raises:
         BadArgument: a field makes no sense for any kernel.
@@ -134,6 +135,13 @@ def route_mla_decode(shape: DecodeShape) -> Route:
             "hk",
             f"batch_invariant: hk, always {INVARIANT_SPLITS} splits: bits depend on own data only",
             splits=INVARIANT_SPLITS,
+        )
+    if shape.compute_units == 1:
+        return _answer(
+            shape,
+            "hk",
+            "one compute unit: nothing to balance, so no plan and no splits are worth their cost",
+            splits=1,
         )
     if shape.kv_len is None:
         return _answer(

@@ -56,6 +56,7 @@ abi::MlaDecodeParams checked_params(const Inputs& in) {
   HIPDECODE_CHECK(in.kv_buffer.size(2) == 1 && in.kv_buffer.size(3) == head_dim_qk,
                   "kv_buffer: expected [num_pages, page_size, 1, ", head_dim_qk, "], got shape ",
                   shape_text(in.kv_buffer));
+  check_dim("qo_indptr", in.qo_indptr, 1);
   HIPDECODE_CHECK(batch >= 0, "qo_indptr: expected batch + 1 elements, got none");
   HIPDECODE_CHECK(std::isfinite(in.sm_scale), "sm_scale: expected a finite number, got ",
                   in.sm_scale);

@@ -115,6 +115,8 @@ def check_inputs(
     ):
         check_tensor(name, value, torch.int32, q.device, contiguous=True)
     batch = qo_indptr.numel() - 1
+    if qo_indptr.dim() != 1:
+        raise BadArgument(f"qo_indptr: expected [batch + 1], got {describe(qo_indptr)}")
     if batch < 0 or kv_indptr.numel() < batch + 1:
         raise BadArgument(
             f"qo_indptr, kv_indptr: expected [batch + 1] each, got {describe(qo_indptr)} and "

@@ -97,8 +97,10 @@ def mla_decode(
     try:
         out, lse = _outputs(q, out, lse, return_lse)
         scale = q.shape[2] ** -0.5 if sm_scale is None else sm_scale
-        if isinstance(scale, Tensor):  # reading it would synchronise
-            raise TypeError("sm_scale")
+        if isinstance(scale, Tensor) or isinstance(max_seqlen_q, Tensor):
+            raise TypeError("a number on the device: reading it would synchronise")
+        if workspace is not None and not isinstance(workspace, Workspace):
+            raise TypeError("workspace")
         index = (qo_indptr, kv_indptr, kv_indices, kv_last_page_lens)
         step = _Step(q, kv_buffer, out, lse, *index, q_scale, kv_scale, max_seqlen_q, scale, causal)
         _decode(step, choice, plan, workspace)

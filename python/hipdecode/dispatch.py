@@ -109,9 +109,8 @@ def route_mla_decode(shape: DecodeShape) -> Route:
         shape: host integers; equal shapes always give equal routes.
 
     Returns:
-        The route. First match wins: the caller's own choice; batch invariance (hk, a constant
-        split count); one compute unit (hk, unsplit); an unknown context (persistent); the table;
-        the occupancy rule.
+        The route. First match wins: the caller's choice; batch invariance (hk, constant splits);
+        one compute unit (hk, unsplit); an unknown context (persistent); the table; occupancy.
 
     Raises:
         BadArgument: a field makes no sense for any kernel.
@@ -137,12 +136,7 @@ def route_mla_decode(shape: DecodeShape) -> Route:
             splits=INVARIANT_SPLITS,
         )
     if shape.compute_units == 1:
-        return _answer(
-            shape,
-            "hk",
-            "one compute unit: nothing to balance, so no plan and no splits are worth their cost",
-            splits=1,
-        )
+        return _answer(shape, "hk", "one compute unit: nothing to balance or to split", splits=1)
     if shape.kv_len is None:
         return _answer(
             shape,

@@ -12,16 +12,26 @@ struct Instruction;
 
 /// What an instruction is counted as.
 enum class Class : uint8_t {
-  salu, smem, branch, wait, barrier,             // scalar side
-  valu, transcendental, mfma,                    // vector side
-  lds, lds_transpose, vmem, vmem_to_lds, atomic  // memory
+  salu,
+  smem,
+  branch,
+  wait,
+  barrier,  // scalar side
+  valu,
+  transcendental,
+  mfma,  // vector side
+  lds,
+  lds_transpose,
+  vmem,
+  vmem_to_lds,
+  atomic  // memory
 };
 
 using Execute = void (*)(Context&, const Instruction&);
 
 /// One row of the opcode table. Families add their rows in opcodes_<family>.cpp.
 struct Opcode {
-  std::string_view name;     // base mnemonic: no _e32, _e64, _dpp, _sdwa
+  std::string_view name;  // base mnemonic: no _e32, _e64, _dpp, _sdwa
   Class kind;
   Execute execute;
   std::string_view section;  // of the CDNA3/CDNA4 ISA guide, e.g. "12.10 VOP3P-MAI"
@@ -37,22 +47,22 @@ inline constexpr int kScc = 253;
 
 struct Operand {
   Where where = Where::none;
-  uint16_t first = 0;         // first register: v/a number or scalar register number
-  uint16_t count = 1;         // dwords
+  uint16_t first = 0;  // first register: v/a number or scalar register number
+  uint16_t count = 1;  // dwords
   bool negate = false, absolute = false, sign_extend = false;  // VOP3 and SDWA source modifiers
   bool float_constant = false;  // written as 0.5, 1.0, ...: `bits` is the fp32 pattern
-  uint8_t sdwa_select = 6;    // SDWA: 0..3 byte, 4..5 word, 6 dword
-  uint64_t bits = 0;          // constant: its bit pattern, integers sign-extended
+  uint8_t sdwa_select = 6;      // SDWA: 0..3 byte, 4..5 word, 6 dword
+  uint64_t bits = 0;            // constant: its bit pattern, integers sign-extended
 };
 
 /// Modifiers as the disassembly prints them; what an opcode does not have stays at its default.
 struct Modifiers {
   int32_t offset = 0, offset0 = 0, offset1 = 0;  // bytes (offset0/1: in units of the opcode)
   bool clamp = false;
-  uint8_t output_scale = 0;                      // omod: 0 none, 1 *2, 2 *4, 3 /2
+  uint8_t output_scale = 0;                                     // omod: 0 none, 1 *2, 2 *4, 3 /2
   uint8_t op_sel = 0, op_sel_hi = 0xf, neg_lo = 0, neg_hi = 0;  // bit i: source i
   bool dpp = false, bound_ctrl = false;
-  uint16_t dpp_ctrl = 0;                         // encoded as in the ISA guide
+  uint16_t dpp_ctrl = 0;  // encoded as in the ISA guide
   uint8_t row_mask = 0xf, bank_mask = 0xf;
   bool fetch_inactive = false;
   bool sdwa = false;
@@ -69,6 +79,7 @@ struct Instruction {
   Operand source[4];
   int sources = 0;
   Modifiers modifiers;
+  int32_t index = 0;           // its own, in Program::instructions
   int32_t branch_target = -1;  // index into Program::instructions
   int32_t immediate = 0;       // simm16 of SOPP and SOPK
   bool wide_encoding = false;  // _e64

@@ -31,16 +31,21 @@ struct alignas(64) Lanes {
 
 /// The state of one wave64. `vector[i]` is v<i>; a<i> is vector[accumulator_offset + i].
 struct Wave {
-  int index = 0;                    // within the workgroup
-  int64_t pc = 0;                   // index into Program::instructions
+  int index = 0;   // within the workgroup
+  int64_t pc = 0;  // index of the next instruction in Program::instructions
   uint64_t exec = ~uint64_t{0};
   bool scc = false, finished = false, at_barrier = false;
-  uint32_t mode = 0x2f0;            // as the kernel descriptor sets it: denormals, rounding
+  uint32_t mode = 0x2f0;               // as the kernel descriptor sets it: denormals, rounding
   std::array<uint32_t, 128> scalar{};  // s0..s101, vcc 106/107, m0 124; exec lives in `exec`
   std::vector<Lanes> vector;
-  std::vector<uint64_t> written;    // per vector register: lanes that hold a value
+  std::vector<uint64_t> written;  // per vector register: lanes that hold a value
+  // Registers that an outstanding load will write; Checks sets and clears the bits.
+  std::array<uint64_t, kVectorRegisters / 64> pending_vector{};
+  std::array<uint64_t, 2> pending_scalar{};
   int accumulator_offset = kVectorRegisters;
-  uint64_t issued = 0;              // instructions executed so far
+  uint64_t issued = 0;  // instructions executed so far
+  // The private segment: byte b of lane l lies at scratch_base + l * scratch_stride + b.
+  uint64_t scratch_base = 0, scratch_stride = 0;
 
   uint64_t vcc() const { return uint64_t{scalar[kVcc + 1]} << 32 | scalar[kVcc]; }
   void set_vcc(uint64_t value) {
@@ -48,17 +53,23 @@ struct Wave {
     scalar[kVcc + 1] = static_cast<uint32_t>(value >> 32);
   }
   bool active(int lane) const { return exec >> lane & 1; }
+  bool pending(int slot) const {
+    return pending_vector[static_cast<size_t>(slot) / 64] >> (slot % 64) & 1;
+  }
   /// Register number in `vector` of an operand's dword `i`.
   int slot(const Operand& operand, int i = 0) const {
     return operand.first + i + (operand.where == Where::accumulator ? accumulator_offset : 0);
   }
 };
 
-class Memory;    // memory.h: global memory, with bounds
-class Lds;       // lds.h: the group's shared memory, with shadow state for races
-class Checks;    // checks.h: waits, uninitialised registers, hazards
-struct Counts;   // counts.h
-struct Arch;     // arch.h: gfx950 or gfx942 facts
+// The high dwords of flat addresses that mean LDS and the private segment.
+inline constexpr uint32_t kSharedAperture = 0x10000, kPrivateAperture = 0x20000;
+
+class Memory;   // memory.h: global memory, with bounds
+class Lds;      // lds.h: the group's shared memory, with shadow state for races
+class Checks;   // checks.h: waits, uninitialised registers, hazards
+struct Counts;  // counts.h
+struct Arch;    // arch.h: gfx950 or gfx942 facts
 
 /// What an instruction is executed in. One per wave and step; nothing here is owned.
 struct Context {
@@ -76,7 +87,8 @@ struct Context {
 const Lanes& read(Context&, const Instruction&, int source, Lanes& scratch, int dword = 0);
 /// fp32 source with negate and absolute applied.
 const Lanes& read_float(Context&, const Instruction&, int source, Lanes& scratch);
-/// Writes active lanes (with DPP row/bank masks and SDWA destination selection), marks them written.
+/// Writes active lanes (with DPP row/bank masks and SDWA destination selection), marks them
+/// written.
 void write(Context&, const Instruction&, const Lanes& value, int dword = 0, int destination = 0);
 /// Scalar sources and destinations; 64-bit where count is 2. exec, vcc, m0, scc included.
 uint64_t read_scalar(Context&, const Operand&);

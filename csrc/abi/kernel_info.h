@@ -11,7 +11,9 @@ struct KernelInfo {
   int32_t abi_version;
   int32_t params_bytes;  // sizeof of the POD that the kernel takes
   int64_t shared_bytes;  // group memory that one block needs
+  int32_t threads;       // of one block; 1 on the CPU
+  int32_t reserved;      // 0
 };
-static_assert(sizeof(KernelInfo) == 16);
+static_assert(sizeof(KernelInfo) == 24);
 
 }  // namespace hipdecode::abi

@@ -56,4 +56,4 @@ constexpr int64_t shared_bytes() {
   extern "C" const ::hipdecode::abi::KernelInfo hipdecode_kernel_info;                          \
   const ::hipdecode::abi::KernelInfo hipdecode_kernel_info = {                                  \
       ::hipdecode::abi::kAbiVersion, sizeof(__VA_ARGS__::Params),                               \
-      ::hipdecode::tile::shared_bytes<__VA_ARGS__::Shared>()};
+      ::hipdecode::tile::shared_bytes<__VA_ARGS__::Shared>(), 1, 0};

@@ -75,8 +75,8 @@ struct Modifiers {
 /// One decoded instruction.
 struct Instruction {
   const Opcode* opcode = nullptr;
-  Operand destination[2];  // VOP3B writes a scalar pair as its second
-  Operand source[4];
+  Operand destination[2];  // VOP3B: the second is a scalar pair; swaps write both
+  Operand source[5];  // MFMA with scales has five
   int sources = 0;
   Modifiers modifiers;
   int32_t index = 0;           // its own, in Program::instructions

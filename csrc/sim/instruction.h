@@ -67,7 +67,8 @@ struct Modifiers {
   bool fetch_inactive = false;
   bool sdwa = false;
   uint8_t sdwa_dst_select = 6, sdwa_dst_unused = 0;  // unused: 0 pad, 1 sext, 2 preserve
-  uint8_t cbsz = 0, abid = 0, blgp = 0;
+  uint8_t cbsz = 0, abid = 0, blgp = 0;              // blgp: neg of v_mfma_f64 too
+  uint8_t bitop3 = 0;                                // truth table of v_bitop3
   bool idxen = false, offen = false, lds = false, sc0 = false, sc1 = false, nt = false, gds = false;
   int8_t vmcnt = -1, lgkmcnt = -1, expcnt = -1;  // s_waitcnt; -1: not waited for
 };
@@ -76,7 +77,7 @@ struct Modifiers {
 struct Instruction {
   const Opcode* opcode = nullptr;
   Operand destination[2];  // VOP3B: the second is a scalar pair; swaps write both
-  Operand source[5];  // MFMA with scales has five
+  Operand source[5];       // MFMA with scales has five
   int sources = 0;
   Modifiers modifiers;
   int32_t index = 0;           // its own, in Program::instructions

@@ -43,7 +43,8 @@ struct Wave {
   std::array<uint64_t, kVectorRegisters / 64> pending_vector{};
   std::array<uint64_t, 2> pending_scalar{};
   int accumulator_offset = kVectorRegisters;
-  uint64_t issued = 0;  // instructions executed so far
+  const Instruction* current = nullptr;  // being executed
+  uint64_t issued = 0;                   // instructions executed so far
   // The private segment: byte b of lane l lies at scratch_base + l * scratch_stride + b.
   uint64_t scratch_base = 0, scratch_stride = 0;
 
@@ -69,6 +70,7 @@ class Memory;   // memory.h: global memory, with bounds
 class Lds;      // lds.h: the group's shared memory, with shadow state for races
 class Checks;   // checks.h: waits, uninitialised registers, hazards
 struct Counts;  // counts.h
+class Program;  // program.h: the code object
 struct Arch;    // arch.h: gfx950 or gfx942 facts
 
 /// What an instruction is executed in. One per wave and step; nothing here is owned.
@@ -79,6 +81,7 @@ struct Context {
   Checks& checks;
   Counts& counts;
   const Arch& arch;
+  const Program& program;
 };
 
 // Operand access, operands.cpp. Scalars and constants are broadcast to all lanes.

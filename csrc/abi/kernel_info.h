@@ -12,7 +12,7 @@ struct KernelInfo {
   int32_t params_bytes;  // sizeof of the POD that the kernel takes
   int64_t shared_bytes;  // group memory that one block needs
   int32_t threads;       // of one block; 1 on the CPU
-  int32_t reserved;      // 0
+  int32_t rows;          // query rows of a tile; 0: the kernel has none
 };
 static_assert(sizeof(KernelInfo) == 24);
 

@@ -37,13 +37,13 @@ struct MlaDecodeParams {
   int64_t rows_q;
   int32_t batch, nhead;
   int32_t max_seqlen_q;
-  int32_t page_size;
+  int32_t page_size;   // a power of two
   int32_t num_splits;  // hk: KV pieces per request, each at least kMinSplitTokens
   int32_t row_tiles;   // hk: tiles of query rows per request
   int32_t causal;
   DType o_dtype;
   float sm_scale;
-  int32_t reserved;
+  int32_t page_bits;  // log2 of page_size
 };
 static_assert(sizeof(MlaDecodeParams) == 15 * 8 + 11 * 8 + 10 * 4);
 static_assert(offsetof(MlaDecodeParams, q_stride_row) == 120);

@@ -11,23 +11,22 @@ namespace hipdecode::kernels {
 template <class Shape>
 struct MlaDecodePersistent {
   using Params = abi::MlaDecodeParams;
-  using Tile = MlaTile<Shape>;
-  using Shared = typename Tile::Shared;
+  using Tile = MlaTile<Shape, tile::Schedule::persistent>;
+  using Shared = typename Tile::Tiles::Shared;
+  static constexpr int kWaves = Tile::Tiles::kWaves, kRows = Tile::Tiles::kRows;
 
   /// Tokens of a work; the last page of a request may be part full.
-  static TILE_FN int64_t work_tokens(const Params& p, const abi::WorkItem& work) {
+  static TILE_FN int32_t work_tokens(const Params& p, const abi::WorkItem& work) {
     const int64_t pages = clamp(int64_t{work.kv_end} - work.kv_start, 0, p.num_kv_indices);
-    const bool part_full =
-        work.kv_offset == 0 && p.page_size > 1 && p.kv_last_page_lens != nullptr && pages > 0;
-    return part_full
-               ? (pages - 1) * p.page_size + clamp(p.kv_last_page_lens[work.batch], 0, p.page_size)
-               : pages * p.page_size;
+    const bool holds_tail = work.kv_offset == 0 && pages > 0;
+    return tokens_of(p, pages, holds_tail ? last_page(p, work.batch) : p.page_size);
   }
 
   static TILE_FN void run(const Params& p, tile::Block block, Shared& shared) {
-    clear_unowned_rows(p, Shape::kHeadDimV, block);
+    clear_unowned_rows<Shape::kHeadDimV>(p, block);
     const int64_t begin = clamp(p.work_indptr[block.index()], 0, p.num_works);
     const int64_t end = clamp(p.work_indptr[block.index() + 1], begin, p.num_works);
+    typename Tile::Tiles tiles(shared, block);
     for (int64_t w = begin; w < end; ++w) {
       // stage 0: the record says which rows and keys
       const abi::WorkItem work = p.work_info[w];
@@ -35,19 +34,19 @@ struct MlaDecodePersistent {
       const int64_t first_row = clamp(work.qo_start, 0, p.rows_q),
                     end_row = clamp(work.qo_end, first_row, p.rows_q);
       const int64_t request_row = clamp(p.qo_indptr[work.batch], 0, p.rows_q);
-      const int64_t tokens = work_tokens(p, work);
+      const int32_t tokens = work_tokens(p, work);
       const QuerySpan rows{.first_row = first_row,
                            .position = first_row - request_row,
                            .q_len = clamp(p.qo_indptr[work.batch + 1], 0, p.rows_q) - request_row,
                            .begin = 0,
-                           .end = (end_row - first_row) * p.nhead};
+                           .end = packed_rows(p, end_row - first_row)};
       const KeySpan keys{.first_index = work.kv_start,
                          .begin = 0,
                          .end = tokens,
-                         .causal_end = tokens + work.kv_offset};
+                         .causal_end = int64_t{tokens} + work.kv_offset};
       // stage 1: attend and write
       const bool whole = work.partial_qo_loc < 0;
-      Tile::run(p, rows, keys, {!whole, whole ? first_row : work.partial_qo_loc, 1}, shared);
+      Tile::run(p, rows, keys, {!whole, whole ? first_row : work.partial_qo_loc, 1}, tiles);
     }
   }
 };

@@ -329,14 +329,15 @@ TILE_FN void plan_intra_batch(const MlaPlanParams& p, const Config& config) {
 
 }  // namespace plan
 
-/// Fills the six metadata tensors of one decode step. One block does it all, in order.
+/// Fills the six metadata tensors of one decode step. One thread does it all, in order.
 /// @pre batch, head and page counts are the caller's; lengths on the device may be anything
 struct MlaPlan {
   using Params = abi::MlaPlanParams;
   struct Shared {};
+  static constexpr int kWaves = 1;
 
   TILE_FN static void run(const Params& p, tile::Block block, Shared&) {
-    if (block.index() != 0) return;
+    if (block.index() != 0 || !tile::first_thread(block)) return;
     if (p.work_metadata_size >= 2) {
       p.work_metadata[0] = reinterpret_cast<uint64_t>(p.work_indptr);
       p.work_metadata[1] = reinterpret_cast<uint64_t>(p.work_info);

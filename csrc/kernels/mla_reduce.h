@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../abi/mla_reduce_params.h"
+#include "parts/bounds.h"
 #include "parts/lse_merge.h"
 
 namespace hipdecode::kernels {
@@ -10,48 +11,55 @@ namespace hipdecode::kernels {
 /// decode and is left alone; so is everything beyond what reduce_indptr points at.
 struct MlaReduce {
   using Params = abi::MlaReduceParams;
-  static constexpr int kMaxHeadDimV = 1024;
+  static constexpr int kMaxHeadDimV = 1024, kWaves = 4;
+  struct Shared {};
 
-  struct Shared {
-    alignas(64) float merged[kMaxHeadDimV];
+  /// A tile that was split.
+  struct Tile {
+    const int32_t* map;  // base rows of its partials
+    int32_t count;       // of partials; at most one: nothing to merge
+    int64_t first_row, rows;
   };
 
-  static TILE_FN int64_t bounded(int64_t value, int64_t low, int64_t high) {
-    return value < low ? low : value > high ? high : value;
+  static TILE_FN Tile tile_at(const Params& p, int64_t t) {
+    const int64_t first = clamp(p.reduce_indptr[t], 0, p.num_partials);
+    const int64_t count = clamp(p.reduce_indptr[t + 1], first, p.num_partials) - first;
+    const int32_t* map = p.reduce_partial_map + first;
+    if (count <= 1) return {map, 0, 0, 0};
+    const int64_t begin = p.reduce_final_map ? p.reduce_final_map[2 * t] : map[0];
+    const int64_t end = p.reduce_final_map ? p.reduce_final_map[2 * t + 1] : map[1];
+    const int64_t rows = end - begin, first_row = p.reduce_final_map ? begin : t * rows;
+    const bool inside = first_row >= 0 && first_row + rows <= p.rows_o;
+    return {map, inside ? static_cast<int32_t>(count) : 0, first_row, rows};
   }
 
-  static TILE_FN void run(const Params& p, tile::Block block, Shared& shared) {
-    int64_t unit = 0;  // rows of split tiles are dealt to the blocks in turn
-    for (int64_t t = 0; t < p.tiles; ++t) {
-      // stage 0: the tile's partials and rows
-      const int64_t first = bounded(p.reduce_indptr[t], 0, p.num_partials);
-      const int64_t count = bounded(p.reduce_indptr[t + 1], first, p.num_partials) - first;
-      if (count <= 1) continue;
-      const int32_t* map = p.reduce_partial_map + first;
-      const int64_t rows = p.reduce_final_map
-                               ? int64_t{p.reduce_final_map[2 * t + 1]} - p.reduce_final_map[2 * t]
-                               : int64_t{map[1]} - map[0];
-      const int64_t first_row = p.reduce_final_map ? p.reduce_final_map[2 * t] : t * rows;
-      if (first_row < 0 || first_row + rows > p.rows_o) continue;
+  static TILE_FN void run(const Params& p, tile::Block block, Shared&) {
+    // stage 0: waves form a team for each tile, or each wave takes tiles in turn
+    const int32_t waves = block.count() * block.waves();
+    const int32_t wave = block.index() * block.waves() + block.wave();
+    const int32_t team = waves > p.tiles ? waves / p.tiles : 1, teams = waves / team;
+    for (int64_t t = wave / team; t < p.tiles; t += teams) {
+      const Tile tile = tile_at(p, t);
+      if (tile.count == 0) continue;
       // stage 1: one merge per row and head
-      for (int64_t r = 0; r < rows; ++r, ++unit)
-        if (unit % block.count() == block.index())
-          merge_row(p, map, count, r, first_row + r, shared);
+      for (int64_t unit = wave % team; unit < tile.rows * p.nhead; unit += team)
+        merge_row(p, tile, static_cast<uint32_t>(unit));
     }
   }
 
-  static TILE_FN void merge_row(const Params& p, const int32_t* map, int64_t count, int64_t r,
-                                int64_t row, Shared& shared) {
-    for (int64_t k = 0; k < count; ++k)
-      if (map[k] < 0 || map[k] + r >= p.partial_rows) return;
-    for (int64_t head = 0; head < p.nhead; ++head) {
-      const float lse =
-          merge_partials(shared.merged, p.partial_o, p.partial_lse, count, p.head_dim_v,
-                         [&](int64_t k) { return (map[k] + r) * p.nhead + head; });
-      auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
-      tile::write_row(o, shared.merged, 1.0f, p.head_dim_v, p.o_dtype);
-      if (p.lse != nullptr) p.lse[row * p.nhead + head] = lse;
-    }
+  static TILE_FN void merge_row(const Params& p, const Tile& tile, uint32_t unit) {
+    const int64_t r = unit / static_cast<uint32_t>(p.nhead),
+                  head = unit % static_cast<uint32_t>(p.nhead);
+    if (!tile::all_over(tile.count, [&](int32_t k) {
+          return tile.map[k] >= 0 && tile.map[k] + r < p.partial_rows;
+        }))
+      return;
+    const int64_t row = tile.first_row + r;
+    auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
+    float* lse = p.lse == nullptr ? nullptr : p.lse + row * p.nhead + head;
+    merge_partials<kMaxHeadDimV>({o, lse, p.o_dtype}, p.partial_o, p.partial_lse, tile.count,
+                                 p.head_dim_v,
+                                 [&](int32_t k) { return (tile.map[k] + r) * p.nhead + head; });
   }
 };
 

@@ -7,30 +7,35 @@
 
 namespace hipdecode::tile {
 
+/// Where a finished row goes: o as `type`, its natural-log LSE where lse is not null.
+struct RowTarget {
+  void* o;  // null: nowhere
+  float* lse;
+  abi::DType type;
+};
+
 /// What a target must offer a decode kernel. Coordinates are logical: query row r and token n of a
 /// tile; where an element lives is the target's business. A kernel asks for this by name, so that a
 /// missing operation is reported as one.
-template <class Tiles>
+template <class Tiles, class Block>
 concept DecodeTilesOf =
-    requires(typename Tiles::Shared& shared, const typename Tiles::TokenRows& tokens,
-             const void* (*row_of)(int), void* destination, abi::DType type, int n, float scale) {
+    std::constructible_from<Tiles, typename Tiles::Shared&, Block> &&
+    requires(Tiles tiles, typename Tiles::Tokens& tokens, const void* (*source)(int),
+             const typename Tiles::KvElement* (*lookup)(int), int (*visible)(int),
+             RowTarget (*target)(int), int n, float scale) {
       { Tiles::kRows } -> std::convertible_to<int>;    // query rows of a tile at most
       { Tiles::kTokens } -> std::convertible_to<int>;  // tokens of a tile at most
-      { Tiles::padded(n) } -> std::same_as<int>;       // rows that are computed for n rows
-      { tokens.row[0] } -> std::convertible_to<const typename Tiles::KvElement*>;  // null: skipped
+      { Tiles::kWaves } -> std::convertible_to<int>;   // of a block
       { tokens.count } -> std::convertible_to<int>;
-      { tokens.skips } -> std::convertible_to<bool>;
-      { shared.running_sum[n] } -> std::convertible_to<float>;
-      { shared.running_max[n] } -> std::convertible_to<float>;
-      Tiles::load_queries(shared, row_of, n);  // queries resident, accumulators empty
-      Tiles::score(shared, tokens, tokens,
-                   n);  // scores = queries x keys^T; stages values, fetches the next tile
-      Tiles::mask(shared, tokens, n, n);    // -inf where a row may not look
-      Tiles::softmax(shared, n, n, scale);  // online, base 2
-      { Tiles::has_special_values(shared, n, n) } -> std::same_as<bool>;
-      Tiles::cut_values(shared, n);           // values from token n on read as zero
-      Tiles::accumulate(shared, n, n, n, n);  // out = out * rescale + weights x values
-      Tiles::store_row(shared, n, scale, destination, type);
+      { tokens.skips() } -> std::same_as<bool>;  // some lookup below count gave null
+      tiles.load_queries(source, n);             // queries resident, accumulators empty
+      { tiles.gather(lookup, n) } -> std::same_as<typename Tiles::Tokens>;
+      tiles.fetch(tokens);                   // the first tile starts to come in
+      tiles.score(tokens, tokens);           // queries x keys^T; the next tile is fetched behind
+      tiles.mask(tokens, n, visible);        // -inf where a row may not look
+      tiles.softmax(tokens, scale);          // online, base 2
+      tiles.accumulate(tokens, n, visible);  // out = out * rescale + weights x values
+      tiles.store(n, target, scale);         // normalised rows and their LSE
     };
 
 }  // namespace hipdecode::tile

@@ -94,7 +94,7 @@ Output run_planned(const Problem& problem, int head_dim_v) {
 
 template <int kQk, int kV, abi::DType kQDType, abi::DType kKvDType>
 int check(const char* name, const Shape& shape, std::mt19937& random) {
-  using KernelShape = kernels::MlaShape<kQk, kV, kQDType, kKvDType>;
+  using KernelShape = kernels::MlaShape<kQk, kV, kQDType, kKvDType, 128>;
   const Problem<kQk, kV, kQDType, kKvDType> problem(shape, random);
   const Output split = run_split<kernels::MlaDecodeHk<KernelShape>>(problem, kV);
   const Output planned = run_planned<kernels::MlaDecodePersistent<KernelShape>>(problem, kV);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
@@ -62,7 +63,8 @@ class Problem {
     p.o_stride_head = kV, p.o_stride_row = int64_t{shape.nhead} * kV;
     p.num_pages = num_pages_, p.num_kv_indices = static_cast<int64_t>(indices_.size());
     p.rows_q = rows, p.batch = batch(), p.nhead = shape.nhead, p.max_seqlen_q = shape.q_len;
-    p.page_size = shape.page_size, p.num_splits = 1;
+    p.page_size = shape.page_size, p.page_bits = std::countr_zero(unsigned(shape.page_size));
+    p.num_splits = 1;
     p.row_tiles = (shape.q_len * shape.nhead + 127) / 128;
     p.causal = 1, p.o_dtype = abi::DType::bf16, p.sm_scale = kScale;
     return p;

@@ -5,14 +5,17 @@
 
 #include "../../abi/mla_decode_params.h"
 #include "../../tile/concepts.h"
+#include "../../tile/schedule.h"
 #include "../../tile/tile.h"
+#include "bounds.h"
 
 namespace hipdecode::kernels {
 
-/// Compile-time shape of an MLA kernel: V is the first kHeadDimV columns of a key row.
-template <int kHeadDimQk_, int kHeadDimV_, abi::DType kQDType_, abi::DType kKvDType_>
+/// Compile-time shape of an MLA kernel: V is the first kHeadDimV columns of a key row, a tile has
+/// up to kRows query rows.
+template <int kHeadDimQk_, int kHeadDimV_, abi::DType kQDType_, abi::DType kKvDType_, int kRows_>
 struct MlaShape {
-  static constexpr int kHeadDimQk = kHeadDimQk_, kHeadDimV = kHeadDimV_;
+  static constexpr int kHeadDimQk = kHeadDimQk_, kHeadDimV = kHeadDimV_, kRows = kRows_;
   static constexpr abi::DType kQDType = kQDType_, kKvDType = kKvDType_;
 };
 
@@ -21,13 +24,13 @@ struct QuerySpan {
   int64_t first_row;   // of q and o, of the token behind packed row 0
   int64_t position;    // of that token among the request's q_len tokens
   int64_t q_len;       // of the request
-  int64_t begin, end;  // packed rows
+  int32_t begin, end;  // packed rows
 };
 
 /// Keys of one request: tokens [begin, end) counted from page entry `first_index`.
 struct KeySpan {
   int64_t first_index;  // into kv_indices
-  int64_t begin, end;
+  int32_t begin, end;
   int64_t
       causal_end;  // the request's last token sees keys before this; earlier tokens one less each
 };
@@ -38,178 +41,181 @@ struct Destination {
   int64_t first_row, stride;
 };
 
-TILE_FN int64_t clamp(int64_t value, int64_t low, int64_t high) {
-  return value < low ? low : value > high ? high : value;
+// Positions within a request fit 32 bits, the sum of two as well: 2^30 tokens are 0.6 TB of keys.
+inline constexpr int32_t kMaxTokens = 1 << 30;
+
+TILE_FN int32_t packed_rows(const abi::MlaDecodeParams& p, int64_t tokens) {
+  return clamp32(tokens * p.nhead, 0, kMaxTokens);
 }
 
+TILE_FN int32_t last_page(const abi::MlaDecodeParams& p, int64_t request) {
+  const bool full = p.page_size == 1 || p.kv_last_page_lens == nullptr;
+  return full ? p.page_size : clamp32(p.kv_last_page_lens[request], 0, p.page_size);
+}
+
+/// Tokens of `pages` pages of which the last holds `last`.
+TILE_FN int32_t tokens_of(const abi::MlaDecodeParams& p, int64_t pages, int32_t last) {
+  return pages == 0 ? 0 : clamp32((pages - 1) * p.page_size + last, 0, kMaxTokens);
+}
+
+/// How many tokens of a tile packed row r may see: non-decreasing in r.
+struct Visible {
+  int32_t end;     // what row 0 of the request would see if rows counted no tokens
+  int32_t count;   // tokens of the tile
+  uint32_t begin;  // packed row 0
+  uint32_t nhead;
+  bool causal;
+
+  TILE_FN int operator()(int r) const {
+    if (!causal) return count;
+    const auto token = static_cast<int32_t>((begin + static_cast<uint32_t>(r)) / nhead);
+    const int32_t seen = end + token;
+    return seen < 0 ? 0 : seen > count ? count : seen;
+  }
+};
+
 /// One tile of query rows against a range of keys: the algorithm that `hk` and `persistent` share.
-template <class Shape>
+template <class Shape, tile::Schedule kSchedule>
 struct MlaTile {
   using Params = abi::MlaDecodeParams;
-  using Tiles =
-      tile::DecodeTiles<Shape::kHeadDimQk, Shape::kHeadDimV, Shape::kQDType, Shape::kKvDType>;
+  using Tiles = tile::DecodeTiles<Shape, kSchedule>;
+  using Tokens = typename Tiles::Tokens;
   using KvElement = typename Tiles::KvElement;
-  static_assert(tile::DecodeTilesOf<Tiles>,
+  static_assert(tile::DecodeTilesOf<Tiles, tile::Block>,
                 "the target lacks an operation of a decode kernel, see concepts.h");
-  static constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
-  struct Shared {
-    typename Tiles::Shared tiles;
-    typename Tiles::TokenRows rows[2];
-  };
-
+  /// Packed row r of a span, counted from its begin.
   struct QueryRow {
     const Params& p;
     const QuerySpan& span;
+
     TILE_FN const void* operator()(int r) const {
-      const int64_t packed = span.begin + r;
+      const auto packed = static_cast<uint32_t>(span.begin + r), nhead = uint32_t(p.nhead);
       const auto* q = static_cast<const char*>(p.q);
       return q + abi::element_bytes(Shape::kQDType) *
-                     ((span.first_row + packed / p.nhead) * p.q_stride_row +
-                      packed % p.nhead * p.q_stride_head);
+                     ((span.first_row + packed / nhead) * p.q_stride_row +
+                      int64_t{packed % nhead} * p.q_stride_head);
     }
   };
 
-  /// Tokens that packed row r may see, as an end position in the key span.
-  static TILE_FN int64_t visible_end(const Params& p, const QuerySpan& rows, const KeySpan& keys,
-                                     int r) {
-    if (!p.causal) return keys.end;
-    const int64_t position = rows.position + (rows.begin + r) / p.nhead;
-    const int64_t end = keys.causal_end - (rows.q_len - 1 - position);
-    return end < keys.end ? end : keys.end;
-  }
+  /// The key of token n of a tile. What the index list gets wrong is skipped, never read.
+  struct KeyRow {
+    const Params& p;
+    int64_t first_slot;  // of kv_indices, for the page of token 0
+    int32_t in_page;     // position of token 0 in that page
 
-  /// Looks up the pages of tokens [begin, end). What the index list gets wrong is skipped, never
-  /// read.
-  static TILE_FN void gather(const Params& p, const KeySpan& keys, int64_t begin, int64_t end,
-                             typename Tiles::TokenRows& rows) {
-    const int64_t left = end - begin;
-    rows.count = static_cast<int>(clamp(left, 0, Tiles::kTokens));
-    rows.skips = false;
-    for (int n = 0; n < Tiles::kTokens; ++n) {
-      rows.row[n] = nullptr;
-      if (n >= rows.count) continue;
-      const int64_t token = begin + n, slot = p.page_size == 1 ? token : token / p.page_size;
-      const int64_t index = keys.first_index + slot;
+    TILE_FN const KvElement* operator()(int n) const {
+      const int32_t token = in_page + n, slot = token >> p.page_bits;
+      const int64_t index = first_slot + slot;
       const int64_t page = index >= 0 && index < p.num_kv_indices ? p.kv_indices[index] : -1;
-      if (page >= 0 && page < p.num_pages)
-        rows.row[n] = static_cast<const KvElement*>(p.kv) + page * p.kv_stride_page +
-                      (token - slot * p.page_size) * p.kv_stride_token;
-      else
-        rows.skips = true;
+      if (page < 0 || page >= p.num_pages) return nullptr;
+      return static_cast<const KvElement*>(p.kv) + page * p.kv_stride_page +
+             int64_t{token - (slot << p.page_bits)} * p.kv_stride_token;
     }
+  };
+
+  /// Row r of a span as a place to write to.
+  struct Place {
+    const Params& p;
+    const QuerySpan& span;
+    const Destination& to;
+
+    TILE_FN tile::RowTarget operator()(int r) const {
+      const auto packed = static_cast<uint32_t>(span.begin + r), nhead = uint32_t(p.nhead);
+      const int64_t row = to.first_row + packed / nhead * to.stride, head = packed % nhead;
+      const int64_t at = row * p.nhead + head;
+      if (to.partial) {
+        if (row >= p.partial_rows) return {nullptr, nullptr, abi::DType::fp32};
+        return {p.partial_o + at * Shape::kHeadDimV, p.partial_lse + at, abi::DType::fp32};
+      }
+      auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
+      return {o, p.lse == nullptr ? nullptr : p.lse + at, p.o_dtype};
+    }
+  };
+
+  /// Looks up the pages of the tile of tokens that starts at `begin`.
+  static TILE_FN Tokens gather(const Params& p, const KeySpan& keys, int32_t begin, int32_t end,
+                               const Tiles& tiles) {
+    const int32_t count = end - begin < Tiles::kTokens ? end - begin : Tiles::kTokens;
+    const int32_t slot = begin >> p.page_bits;
+    return tiles.gather(KeyRow{p, keys.first_index + slot, begin - (slot << p.page_bits)},
+                        count > 0 ? count : 0);
   }
 
-  /// Hides keys from the rows that may not see them; returns the first token hidden from some row.
-  static TILE_FN int hide(const Params& p, const QuerySpan& rows, const KeySpan& keys,
-                          int64_t begin, const typename Tiles::TokenRows& tokens, Shared& shared) {
-    const int count = static_cast<int>(rows.end - rows.begin);
-    const int first =
-        static_cast<int>(clamp(visible_end(p, rows, keys, 0) - begin, 0, tokens.count));
-    if (first == tokens.count && !tokens.skips) return first;
-    for (int r = 0; r < Tiles::padded(count); ++r) {
-      const int64_t end = visible_end(p, rows, keys, r < count ? r : count - 1);
-      shared.tiles.visible[r] = static_cast<int32_t>(clamp(end - begin, 0, tokens.count));
-    }
-    Tiles::mask(shared.tiles, tokens, first, count);
-    return first;
-  }
-
-  /// weights x values, and never a value that its row may not see: zero times NaN is NaN, so where
-  /// the hidden tail holds one, each query token gets its own cut of the values.
-  static TILE_FN void weigh(const Params& p, const QuerySpan& rows, int first_hidden,
-                            const typename Tiles::TokenRows& tokens, Shared& shared) {
-    const int count = static_cast<int>(rows.end - rows.begin);
-    if (!Tiles::has_special_values(shared.tiles, first_hidden, tokens.count))
-      return Tiles::accumulate(shared.tiles, tokens.count, 0, count, count);
-    for (int begin = 0; begin < count;) {
-      const int64_t next = ((rows.begin + begin) / p.nhead + 1) * p.nhead - rows.begin;
-      const int end = next < count ? static_cast<int>(next) : count;
-      const int limit = shared.tiles.visible[begin];
-      Tiles::cut_values(shared.tiles, limit);
-      Tiles::accumulate(shared.tiles, limit, begin, end, count);
-      begin = end;
-    }
+  static TILE_FN Visible visible_in(const Params& p, const QuerySpan& rows, const KeySpan& keys,
+                                    int32_t begin, int32_t count) {
+    const int64_t end = keys.causal_end - (rows.q_len - 1 - rows.position) - begin;
+    return {.end = clamp32(end, -kMaxTokens, kMaxTokens),
+            .count = count,
+            .begin = static_cast<uint32_t>(rows.begin),
+            .nhead = static_cast<uint32_t>(p.nhead),
+            .causal = p.causal != 0};
   }
 
   static TILE_FN float scale_of(const float* scale, bool used) {
     return used && scale != nullptr ? *scale : 1.0f;
   }
 
-  /// Attends `rows` to `keys`; leaves the unnormalised output, maximum and sum in `shared`.
+  /// Attends `rows` to `keys`; leaves the unnormalised output, maximum and sum in `tiles`.
   static TILE_FN void attend(const Params& p, const QuerySpan& rows, const KeySpan& keys,
-                             Shared& shared) {
-    const int count = static_cast<int>(rows.end - rows.begin);
-    const float scale = p.sm_scale * kLog2E * scale_of(p.q_scale, tile::kIsFp8<Shape::kQDType>) *
+                             Tiles& tiles) {
+    const int count = rows.end - rows.begin;
+    const float scale = p.sm_scale * tile::kLog2E *
+                        scale_of(p.q_scale, tile::kIsFp8<Shape::kQDType>) *
                         scale_of(p.kv_scale, tile::kIsFp8<Shape::kKvDType>);
-    const int64_t end = visible_end(p, rows, keys, count - 1);
-    // stage 0: queries stay resident, the first tile's pages are looked up
-    Tiles::load_queries(shared.tiles, QueryRow{p, rows}, count);
-    gather(p, keys, keys.begin, end, shared.rows[0]);
-    int current = 0;
-    for (int64_t begin = keys.begin; begin < end; begin += Tiles::kTokens, current ^= 1) {
-      const auto& tokens = shared.rows[current];
-      auto& next = shared.rows[current ^ 1];
+    const int32_t seen = visible_in(p, rows, keys, keys.begin, keys.end - keys.begin)(count - 1);
+    const int32_t end = keys.begin + seen;  // no row looks further
+    // stage 0: queries become resident, the first tile's pages are looked up
+    tiles.load_queries(QueryRow{p, rows}, count);
+    if (seen <= 0) return;
+    Tokens tokens = gather(p, keys, keys.begin, end, tiles);
+    tiles.fetch(tokens);
+    for (int32_t begin = keys.begin; begin < end; begin += Tiles::kTokens) {
       // stage 1: page lookup of tile i + 1
-      gather(p, keys, begin + Tiles::kTokens, end, next);
-      // stage 2: scores of tile i, its values staged, tile i + 1 fetched behind them
-      Tiles::score(shared.tiles, tokens, next, count);
+      const Tokens next = gather(p, keys, begin + Tiles::kTokens, end, tiles);
+      // stage 2: scores of tile i, tile i + 1 fetched behind them
+      tiles.score(tokens, next);
       // stage 3: hidden keys leave before the maximum is taken
-      const int first_hidden = hide(p, rows, keys, begin, tokens, shared);
+      const Visible visible = visible_in(p, rows, keys, begin, tokens.count);
+      const int first_hidden = visible(0);
+      if (first_hidden < tokens.count || tokens.skips()) tiles.mask(tokens, first_hidden, visible);
       // stage 4: weights, maximum, sum
-      Tiles::softmax(shared.tiles, tokens.count, count, scale);
+      tiles.softmax(tokens, scale);
       // stage 5: output = output * rescale + weights x values
-      weigh(p, rows, first_hidden, tokens, shared);
+      tiles.accumulate(tokens, first_hidden, visible);
+      tokens = next;
     }
   }
 
-  /// Normalises the rows and writes them with their LSE; a row that saw nothing is zero with LSE
-  /// -inf.
-  static TILE_FN void finish(const Params& p, const QuerySpan& rows, const Destination& to,
-                             Shared& shared) {
-    const float kv_scale = scale_of(p.kv_scale, tile::kIsFp8<Shape::kKvDType>);
-    const int count = static_cast<int>(rows.end - rows.begin);
-    for (int r = 0; r < count; ++r) {
-      const int64_t token = (rows.begin + r) / p.nhead, head = (rows.begin + r) % p.nhead;
-      const int64_t row = to.first_row + token * to.stride;
-      const float sum = shared.tiles.running_sum[r];
-      const float scale = sum == 0 ? 0.0f : kv_scale / sum;
-      const float lse =
-          sum == 0 ? -tile::kInfinity : (shared.tiles.running_max[r] + tile::log2(sum)) * kLn2;
-      if (to.partial) {
-        if (row >= p.partial_rows) continue;
-        Tiles::store_row(shared.tiles, r, scale,
-                         p.partial_o + (row * p.nhead + head) * Shape::kHeadDimV, abi::DType::fp32);
-        p.partial_lse[row * p.nhead + head] = lse;
-      } else {
-        auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
-        Tiles::store_row(shared.tiles, r, scale, o, p.o_dtype);
-        if (p.lse != nullptr) p.lse[row * p.nhead + head] = lse;
-      }
-    }
-  }
-
-  /// attend() and finish() over packed rows of any number.
+  /// Attends packed rows of any number and writes them with their LSE; a row that saw nothing is
+  /// zero with LSE -inf.
   static TILE_FN void run(const Params& p, QuerySpan rows, const KeySpan& keys,
-                          const Destination& to, Shared& shared) {
-    const int64_t end = rows.end;
+                          const Destination& to, Tiles& tiles) {
+    const float kv_scale = scale_of(p.kv_scale, tile::kIsFp8<Shape::kKvDType>);
+    const int32_t end = rows.end;
     for (; rows.begin < end; rows.begin += Tiles::kRows) {
       rows.end = rows.begin + Tiles::kRows < end ? rows.begin + Tiles::kRows : end;
-      attend(p, rows, keys, shared);
-      finish(p, rows, to, shared);
+      attend(p, rows, keys, tiles);
+      tiles.store(rows.end - rows.begin, Place{p, rows, to}, kv_scale);
     }
   }
 };
 
 /// Rows that no request owns (padding of a captured batch) come out as zero with LSE -inf.
-TILE_FN void clear_unowned_rows(const abi::MlaDecodeParams& p, int head_dim_v, tile::Block block) {
+template <int kHeadDimV>
+TILE_FN void clear_unowned_rows(const abi::MlaDecodeParams& p, tile::Block block) {
   const int64_t owned = clamp(p.qo_indptr[p.batch], 0, p.rows_q);
-  for (int64_t row = owned + block.index(); row < p.rows_q; row += block.count())
-    for (int64_t head = 0; head < p.nhead; ++head) {
-      auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
-      for (int i = 0; i < head_dim_v; ++i) o[i] = 0;
-      if (p.lse != nullptr) p.lse[row * p.nhead + head] = -tile::kInfinity;
-    }
+  const int64_t wave = int64_t{block.index()} * block.waves() + block.wave();
+  const int64_t waves = int64_t{block.count()} * block.waves();
+  for (int64_t unit = owned * p.nhead + wave; unit < p.rows_q * p.nhead; unit += waves) {
+    const int64_t row = static_cast<uint32_t>(unit) / static_cast<uint32_t>(p.nhead),
+                  head = unit - row * p.nhead;
+    tile::Row<kHeadDimV> nothing;
+    nothing.clear();
+    auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
+    nothing.store(o, 1.0f, kHeadDimV, p.o_dtype);
+    if (p.lse != nullptr && tile::first_lane()) p.lse[unit] = -tile::kInfinity;
+  }
 }
 
 }  // namespace hipdecode::kernels

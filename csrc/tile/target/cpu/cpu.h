@@ -3,5 +3,6 @@
 
 #include "decode_tiles.h"
 #include "entry.h"
+#include "row.h"
 #include "sync.h"
 #include "vector.h"

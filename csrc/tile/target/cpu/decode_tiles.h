@@ -3,7 +3,10 @@
 
 #include <type_traits>
 
+#include "../../concepts.h"
+#include "../../schedule.h"
 #include "micro_kernels.h"
+#include "row.h"
 #include "words_bf16.h"
 #include "words_fp32.h"
 
@@ -22,24 +25,28 @@ using Words = WordsFp32<kQk, kV, kQ, kKv>;
 /// softmax needs no horizontal sums and its result is what the value product broadcasts. Row `r`
 /// and token `n` are the logical coordinates of a kernel; everything else is this target's
 /// business.
-template <int kHeadDimQk, int kHeadDimV, abi::DType kQDType, abi::DType kKvDType>
+template <class Shape, Schedule kSchedule>
 struct DecodeTiles {
-  using W = Words<kHeadDimQk, kHeadDimV, kQDType, kKvDType>;
+  static constexpr int kHeadDimQk = Shape::kHeadDimQk, kHeadDimV = Shape::kHeadDimV;
+  using W = Words<kHeadDimQk, kHeadDimV, Shape::kQDType, Shape::kKvDType>;
   using Word = typename W::Word;
   using KvElement = typename W::KvElement;
 
-  static constexpr int kRows = 128;  // query rows of a tile at most
+  static constexpr int kRows = Shape::kRows;  // query rows of a tile at most
   static constexpr int kTokens = W::kTokens;
+  static constexpr int kWaves = 1;
   static constexpr int kGroup =
       12;  // tokens whose scores fit the registers beside two vectors of rows
   static_assert(kTokens % (2 * kGroup) == 0 && kTokens % W::kPack == 0 &&
                 kRows % (2 * kLanes) == 0);
 
   /// Where the keys of a tile lie; null: no such token, or one to be skipped.
-  struct TokenRows {
+  struct Tokens {
     const KvElement* row[kTokens];
     int count;
-    bool skips;  // some row below count is null
+    bool skipped;
+
+    bool skips() const { return skipped; }
   };
 
   struct Shared {
@@ -53,31 +60,49 @@ struct DecodeTiles {
     typename W::Keys keys;
   };
 
-  static TILE_FN int padded(int rows) { return (rows + kLanes - 1) / kLanes * kLanes; }
+  DecodeTiles(Shared& shared, Block) : s_(shared) {}
 
   /// Packs query rows into panels and empties the accumulators. `source(r)` points at row r.
   template <class RowSource>
-  static TILE_FN void load_queries(Shared& s, const RowSource& source, int rows) {
+  void load_queries(const RowSource& source, int rows) {
     TILE_ASSERT(rows > 0 && rows <= kRows);
-    const int width = padded(rows);
+    rows_ = rows;
+    const int width = padded();
     for (int r = 0; r < width; ++r) {
       const int panel = r / (2 * kLanes) * (2 * kLanes);
       const int panel_width = width - panel < 2 * kLanes ? kLanes : 2 * kLanes;
-      Word* column = s.queries + static_cast<int64_t>(panel) * W::kDepth + (r - panel);
-      if (r < rows) W::query_row(s.staging, source(r));
+      Word* column = s_.queries + static_cast<int64_t>(panel) * W::kDepth + (r - panel);
+      if (r < rows) W::query_row(s_.staging, source(r));
       for (int k = 0; k < W::kDepth; ++k)
-        column[static_cast<int64_t>(k) * panel_width] = r < rows ? s.staging[k] : Word{};
-      s.running_max[r] = -kInfinity;
-      s.running_sum[r] = 0;
+        column[static_cast<int64_t>(k) * panel_width] = r < rows ? s_.staging[k] : Word{};
+      s_.running_max[r] = -kInfinity;
+      s_.running_sum[r] = 0;
     }
-    std::memset(s.out, 0, static_cast<size_t>(rows) * kHeadDimV * sizeof(float));
+    std::memset(s_.out, 0, static_cast<size_t>(rows) * kHeadDimV * sizeof(float));
   }
+
+  /// Looks up the keys of a tile: `lookup(n)` points at token n's key, or is null.
+  template <class Lookup>
+  Tokens gather(const Lookup& lookup, int count) const {
+    Tokens tokens;
+    tokens.count = count;
+    tokens.skipped = false;
+    for (int n = 0; n < kTokens; ++n) {
+      tokens.row[n] = n < count ? lookup(n) : nullptr;
+      tokens.skipped |= n < count && tokens.row[n] == nullptr;
+    }
+    return tokens;
+  }
+
+  /// The keys are read where they lie, so nothing starts early.
+  void fetch(const Tokens&) {}
 
   /// scores = queries x keys^T for one tile, staging keys and values group by group while they are
   /// in the first-level cache, and fetching `next` behind the arithmetic.
-  static TILE_FN void score(Shared& s, const TokenRows& tokens, const TokenRows& next, int rows) {
+  void score(const Tokens& tokens, const Tokens& next) {
+    Shared& s = s_;
     TILE_ASSERT(tokens.count > 0 && tokens.count <= kTokens);
-    const int width = padded(rows);
+    const int width = padded();
     for (int n = 0; n < tokens.count; n += 2 * kGroup) {
       W::stage_keys(s.keys, tokens.row, n, n + 2 * kGroup);
       const bool both = tokens.count - n > kGroup;
@@ -103,24 +128,28 @@ struct DecodeTiles {
     }
   }
 
-  /// Rows see only their first `visible[r]` tokens of this tile, and no token that is skipped.
-  static TILE_FN void mask(Shared& s, const TokenRows& tokens, int first, int rows) {
-    const int width = padded(rows);
+  /// Rows see only their first `visible(r)` tokens of this tile, at least `first`, and no token
+  /// that is skipped.
+  template <class Visible>
+  void mask(const Tokens& tokens, int first, const Visible& visible) {
+    const int width = padded();
+    for (int r = 0; r < width; ++r) s_.visible[r] = visible(r < rows_ ? r : rows_ - 1);
     for (int n = 0; n < tokens.count; ++n) {
       const bool skipped = tokens.row[n] == nullptr;
       if (n < first && !skipped) continue;
       for (int r = 0; r < width; r += kLanes) {
-        float* score = s.scores + static_cast<int64_t>(n) * width + r;
-        const IntVec hidden = skipped ? ~IntVec{} : (IntVec)(load<IntVec>(s.visible + r) <= n);
-        store(score, hidden ? splat(-kInfinity) : load(score));
+        float* score = s_.scores + static_cast<int64_t>(n) * width + r;
+        const IntVec hidden = skipped ? ~IntVec{} : (IntVec)(load<IntVec>(s_.visible + r) <= n);
+        tile::store(score, hidden ? splat(-kInfinity) : load(score));
       }
     }
   }
 
   /// Online softmax of one tile in base 2: updates maximum and sum, leaves the rescale factors of
   /// the output and the weights of the tile.
-  static TILE_FN void softmax(Shared& s, int count, int rows, float scale) {
-    const int width = padded(rows);
+  void softmax(const Tokens& tokens, float scale) {
+    Shared& s = s_;
+    const int width = padded(), count = tokens.count;
     for (int r = 0; r < width; r += kLanes) {
       const float* column = s.scores + r;
       const Vec before = load(s.running_max + r);
@@ -147,18 +176,51 @@ struct DecodeTiles {
         if constexpr (W::kPack == 1) W::weights(weight + width, p1, p1);
       }
       const Vec rescale = exp2(before - shift);
-      store(s.rescale + r, rescale);
-      store(s.running_max + r, best);
-      store(s.running_sum + r, load(s.running_sum + r) * rescale + (sum + sum_other));
+      tile::store(s.rescale + r, rescale);
+      tile::store(s.running_max + r, best);
+      tile::store(s.running_sum + r, load(s.running_sum + r) * rescale + (sum + sum_other));
     }
   }
 
+  /// out = out * rescale + weights x values, and never a value that its row may not see: zero times
+  /// NaN is NaN, so where the hidden tail holds one, rows get their own cut of the values.
+  template <class Visible>
+  void accumulate(const Tokens& tokens, int first_hidden, const Visible& visible) {
+    if (!has_special_values(first_hidden, tokens.count)) return weigh(tokens.count, 0, rows_);
+    for (int begin = 0, end; begin < rows_; begin = end) {
+      const int limit = visible(begin);
+      for (end = begin + 1; end < rows_ && visible(end) == limit;) ++end;
+      W::cut_values(s_.keys, 0, limit, limit);
+      weigh(limit, begin, end);
+    }
+  }
+
+  /// Writes rows and their LSE where `target(r)` says, in logical column order.
+  template <class Target>
+  void store(int rows, const Target& target, float value_scale) const {
+    alignas(kCacheLine) float ordered[kHeadDimV];
+    for (int r = 0; r < rows; ++r) {
+      const RowTarget to = target(r);
+      if (to.o == nullptr) continue;
+      const float* out = s_.out + static_cast<int64_t>(r) * kHeadDimV;
+      for (int quad = 0; quad < kHeadDimV / 4; ++quad)
+        std::memcpy(ordered + 4 * quad, out + kOutputOffsets.at[quad], 4 * sizeof(float));
+      const float sum = s_.running_sum[r];
+      write_row(to.o, ordered, row_scale(sum, value_scale), kHeadDimV, to.type);
+      if (to.lse != nullptr) *to.lse = row_lse(s_.running_max[r], sum, log2(sum));
+    }
+  }
+
+ private:
+  int padded() const { return (rows_ + kLanes - 1) / kLanes * kLanes; }
+
   /// out = out * rescale + weights x values over the first `count` tokens of the tile, rows [begin,
   /// end).
-  static TILE_FN void accumulate(Shared& s, int count, int begin, int end, int rows) {
+  void weigh(int count, int begin, int end) {
+    Shared& s = s_;
     constexpr int kMost = 6, kVecs = kManyRegisters ? 4 : 2;
-    const int width = padded(rows), depth = (count + W::kPack - 1) / W::kPack;
-    TILE_ASSERT(count >= 0 && begin <= end && end <= rows);
+    const int width = padded(), depth = (count + W::kPack - 1) / W::kPack;
+    TILE_ASSERT(count >= 0 && begin <= end && end <= rows_);
     const int total = end - begin, groups = (total + kMost - 1) / kMost;
     for (int d = 0; d < kHeadDimV; d += kVecs * kLanes) {
       int r = begin;
@@ -196,27 +258,13 @@ struct DecodeTiles {
     }
   }
 
-  /// Whether a value row among tokens [begin, end) holds an infinity or a NaN: a weight of zero
-  /// would not keep it out of the sum.
-  static TILE_FN bool has_special_values(const Shared& s, int begin, int end) {
+  /// Whether a value row among tokens [begin, end) holds an infinity or a NaN.
+  bool has_special_values(int begin, int end) const {
     bool special = false;
-    for (int n = begin; n < end; ++n) special |= W::is_special(s.keys.row[n]);
+    for (int n = begin; n < end; ++n) special |= W::is_special(s_.keys.row[n]);
     return special;
   }
 
-  /// Re-stages the values of a tile so that tokens from `limit` on are zero.
-  static TILE_FN void cut_values(Shared& s, int limit) { W::cut_values(s.keys, 0, limit, limit); }
-
-  /// Row r of the output in logical column order, times `scale`.
-  static TILE_FN void store_row(Shared& s, int r, float scale, void* destination, abi::DType type) {
-    alignas(kCacheLine) float ordered[kHeadDimV];
-    const float* out = s.out + static_cast<int64_t>(r) * kHeadDimV;
-    for (int quad = 0; quad < kHeadDimV / 4; ++quad)
-      std::memcpy(ordered + 4 * quad, out + kOutputOffsets.at[quad], 4 * sizeof(float));
-    write_row(destination, ordered, scale, kHeadDimV, type);
-  }
-
- private:
   struct OutputOffsets {
     int16_t at[kHeadDimV / 4];
     constexpr OutputOffsets() : at() {
@@ -227,8 +275,8 @@ struct DecodeTiles {
   static constexpr OutputOffsets kOutputOffsets{};
 
   template <int kVecs>
-  static TILE_FN void score_rows(float* out, int64_t pitch, const Word* const* keys,
-                                 const Word* queries, Prefetch next, bool both) {
+  static void score_rows(float* out, int64_t pitch, const Word* const* keys, const Word* queries,
+                         Prefetch next, bool both) {
     constexpr int kTall = kManyRegisters ? kGroup * 2 / kVecs : kGroup / kVecs;
     for (int n = 0; n < (both ? 2 : 1) * kGroup; n += kTall) {
       if (kTall > kGroup && !both) {
@@ -239,6 +287,9 @@ struct DecodeTiles {
       if (next.row != nullptr) next.row += kTall;
     }
   }
+
+  Shared& s_;
+  int rows_ = 0;
 };
 
 }  // namespace hipdecode::tile

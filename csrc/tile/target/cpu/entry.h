@@ -4,10 +4,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <type_traits>
 
-#include "../../../abi/abi_version.h"
-#include "../../../abi/kernel_info.h"
+#include "../../artefact.h"
 
 #define TILE_FN inline
 
@@ -27,21 +25,20 @@
 
 namespace hipdecode::tile {
 
-/// Which of a launch's blocks this is. On the CPU a block is one call on one thread of the pool.
+/// Which of a launch's blocks this is. On the CPU a block is one call on one thread of the pool:
+/// one wave of one lane.
 class Block {
  public:
-  Block(int64_t index, int64_t count) : index_(index), count_(count) {}
-  int64_t index() const { return index_; }
-  int64_t count() const { return count_; }
+  Block(int64_t index, int64_t count)
+      : index_(static_cast<int32_t>(index)), count_(static_cast<int32_t>(count)) {}
+  int32_t index() const { return index_; }
+  int32_t count() const { return count_; }
+  int32_t wave() const { return 0; }
+  int32_t waves() const { return 1; }
 
  private:
-  int64_t index_, count_;
+  int32_t index_, count_;
 };
-
-template <class T>
-constexpr int64_t shared_bytes() {
-  return std::is_empty_v<T> ? 0 : static_cast<int64_t>(sizeof(T));
-}
 
 }  // namespace hipdecode::tile
 
@@ -54,6 +51,5 @@ constexpr int64_t shared_bytes() {
                 ::hipdecode::tile::Block(index, count), *static_cast<Kernel::Shared*>(shared)); \
   }                                                                                             \
   extern "C" const ::hipdecode::abi::KernelInfo hipdecode_kernel_info;                          \
-  const ::hipdecode::abi::KernelInfo hipdecode_kernel_info = {                                  \
-      ::hipdecode::abi::kAbiVersion, sizeof(__VA_ARGS__::Params),                               \
-      ::hipdecode::tile::shared_bytes<__VA_ARGS__::Shared>(), 1, 0};
+  const ::hipdecode::abi::KernelInfo hipdecode_kernel_info =                                    \
+      ::hipdecode::tile::kernel_info<__VA_ARGS__>(1);

@@ -3,17 +3,49 @@
 
 #include <cstdint>
 
+#include "../../softmax.h"
 #include "entry.h"
 
 namespace hipdecode::tile {
 
-/// Counts this block in at `counter` and returns how many came before. What the earlier blocks
-/// wrote is visible to the last one; the counter goes back to zero when `expected` blocks have
-/// arrived, so that a replayed launch finds it as it was.
-TILE_FN int32_t arrive(int32_t* counter, int32_t expected) {
+/// Whether the caller is the one thread of its block that does what only one may do.
+TILE_FN bool first_thread(Block) { return true; }
+
+/// Whether the caller is the one lane of its wave that does what only one may do.
+TILE_FN bool first_lane() { return true; }
+
+/// `value`, which is known to be the same in all lanes of a wave.
+template <class T>
+TILE_FN T uniform(T value) {
+  return value;
+}
+
+/// Counts this block in at `counter` and returns how many came before, to all threads. What the
+/// earlier blocks wrote is visible to the last one; the counter goes back to zero when `expected`
+/// blocks have arrived, so that a replayed launch finds it as it was.
+TILE_FN int32_t arrive(int32_t* counter, int32_t expected, Block) {
   const int32_t before = __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL);
   if (before == expected - 1) __atomic_store_n(counter, 0, __ATOMIC_RELAXED);
   return before;
+}
+
+/// The largest of f(0) ... f(count - 1), or -inf; the lanes of a wave share the calls.
+template <class F>
+TILE_FN float max_over(int32_t count, F f) {
+  float most = -kInfinity;
+  for (int32_t k = 0; k < count; ++k) {
+    const float value = f(k);
+    most = value > most ? value : most;
+  }
+  return most;
+}
+
+/// Whether f(k) holds for every k below count; the lanes of a wave share the calls.
+template <class F>
+TILE_FN bool all_over(int32_t count, F f) {
+  for (int32_t k = 0; k < count; ++k)
+    if (!f(k)) return false;
+  return true;
 }
 
 }  // namespace hipdecode::tile

@@ -10,6 +10,7 @@
 #endif
 
 #include "../../dtypes.h"
+#include "../../softmax.h"
 #include "entry.h"
 
 namespace hipdecode::tile {
@@ -41,7 +42,6 @@ inline constexpr int kCacheLine = 64;
 inline constexpr int16_t kFp8Fields =
     static_cast<int16_t>(0xbf80);  // sign, exponent, mantissa moved up by 7
 inline constexpr int16_t kFp8NegativeZero = static_cast<int16_t>(0x8000);
-inline constexpr float kInfinity = __builtin_inff();
 
 TILE_FN Vec splat(float value) { return Vec{} + value; }
 
@@ -131,31 +131,5 @@ TILE_FN Vec exp2(Vec x) {
 /// Scalar twins for per-row state, same values as the vector form.
 TILE_FN float exp2(float x) { return exp2(splat(x))[0]; }
 TILE_FN float log2(float x) { return std::log2(x); }
-
-/// acc[i] += weight * source[i]
-TILE_FN void accumulate(float* acc, const float* source, float weight, int count) {
-  int i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    store(acc + i, load(acc + i) + load(source + i) * weight);
-  for (; i < count; ++i) acc[i] += weight * source[i];
-}
-
-/// destination[i] = source[i] * scale, as bf16 or fp16 or fp32
-TILE_FN void write_row(void* destination, const float* source, float scale, int count,
-                       abi::DType type) {
-  if (type == abi::DType::fp32) {
-    for (int i = 0; i < count; ++i) static_cast<float*>(destination)[i] = source[i] * scale;
-    return;
-  }
-  auto* out = static_cast<uint16_t*>(destination);
-  const bool bf16 = type == abi::DType::bf16;
-  int i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    const Vec value = load(source + i) * scale;
-    bf16 ? narrow<abi::DType::bf16>(out + i, value) : narrow<abi::DType::fp16>(out + i, value);
-  }
-  for (; i < count; ++i)
-    out[i] = bf16 ? float_to_bf16(source[i] * scale) : float_to_fp16(source[i] * scale);
-}
 
 }  // namespace hipdecode::tile

@@ -43,7 +43,8 @@ enum class Where : uint8_t { none, vector, accumulator, scalar, constant, off };
 
 // Scalar register numbers with a meaning of their own (s0 to s101 are plain).
 inline constexpr int kFlatScratch = 102, kXnackMask = 104, kVcc = 106, kM0 = 124, kExec = 126;
-inline constexpr int kScc = 253;
+inline constexpr int kTrapTemporary = 108, kSharedBase = 235, kSharedLimit = 236,
+                     kPrivateBase = 237, kPrivateLimit = 238, kVccz = 251, kExecz = 252, kScc = 253;
 
 struct Operand {
   Where where = Where::none;

@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--target",
         default=os.environ.get("HIPDECODE_TARGET", "cpu"),
-        help="target to test: cpu (the best this machine runs), cpu-avx2, gfx950, sm_90, ...",
+        help="target to test: cpu (the best this machine runs), cpu-avx2, sim:gfx950, sm_90, ...",
     )
 
 
@@ -43,7 +43,7 @@ def target(request: pytest.FixtureRequest) -> str:
 def device(target: str) -> torch.device:
     """Where the tensors of the target live; torch.ops.hipdecode is loaded."""
     ops.load_binding()
-    return torch.device("cpu" if target.startswith("cpu") else "cuda")
+    return torch.device(targets.resolve(target).device_type)
 
 
 @pytest.fixture(scope="session")

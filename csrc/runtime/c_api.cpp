@@ -14,7 +14,11 @@ using hipdecode::runtime::DeviceKind;
 
 HIPDECODE_API int hipdecode_abi_version() { return hipdecode::abi::kAbiVersion; }
 
-HIPDECODE_API int64_t hipdecode_cpu_threads() { return hipdecode::runtime::cpu_threads(); }
+/// @param cpu,cuda the DeviceKind that serves torch's tensors there
+HIPDECODE_API void hipdecode_set_tensor_devices(int32_t cpu, int32_t cuda) {
+  hipdecode::runtime::set_tensor_devices(static_cast<DeviceKind>(cpu),
+                                         static_cast<DeviceKind>(cuda));
+}
 
 HIPDECODE_API void hipdecode_set_loader(hipdecode::runtime::Loader loader) {
   hipdecode::runtime::set_loader(loader);
@@ -23,10 +27,11 @@ HIPDECODE_API void hipdecode_set_loader(hipdecode::runtime::Loader loader) {
 HIPDECODE_API void hipdecode_clear_kernels() { hipdecode::runtime::clear_kernels(); }
 
 /// Returns 0, or 1 with the reason in `message`.
-HIPDECODE_API int hipdecode_load_kernel(int32_t device, const char* name, const char* path,
-                                        const char* symbol, char* message, int64_t message_bytes) {
+HIPDECODE_API int hipdecode_load_kernel(int32_t kind, int32_t index, const char* name,
+                                        const char* path, const char* symbol, char* message,
+                                        int64_t message_bytes) {
   try {
-    hipdecode::runtime::load_kernel(static_cast<DeviceKind>(device), name, path, symbol);
+    hipdecode::runtime::load_kernel({static_cast<DeviceKind>(kind), index}, name, path, symbol);
     return 0;
   } catch (const std::exception& error) {
     const auto length =

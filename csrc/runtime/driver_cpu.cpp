@@ -7,7 +7,7 @@
 #include <new>
 #include <utility>
 
-#include "../abi/abi_version.h"
+#include "code_object_info.h"
 #include "driver.h"
 #include "error.h"
 
@@ -51,7 +51,8 @@ class CpuKernel final : public Kernel {
  public:
   CpuKernel(Entry entry, const abi::KernelInfo& info) : entry_(entry), info_(info) {}
 
-  void launch(const void* params, int64_t, int64_t blocks, void*) const override {
+  void launch(const void* params, int64_t, const Launch& launch) const override {
+    const int64_t blocks = launch.blocks;
     std::atomic<int64_t> next{0};
     const std::function<void()> body = [&] {
       thread_local Scratch scratch;
@@ -73,7 +74,8 @@ class CpuKernel final : public Kernel {
 
 class CpuDriver final : public Driver {
  public:
-  std::unique_ptr<Kernel> load(const std::string& path, const std::string& symbol) override {
+  std::unique_ptr<Kernel> load(const std::string& path, const std::string& symbol,
+                               int32_t) override {
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     HIPDECODE_CHECK(library != nullptr, "artefact ", path, ": expected a shared library, got ",
                     dlerror(), "; delete it and build again");
@@ -82,11 +84,11 @@ class CpuDriver final : public Driver {
     HIPDECODE_CHECK(info != nullptr && entry != nullptr, "artefact ", path,
                     ": expected symbols hipdecode_kernel_info and ", symbol,
                     "; delete it and build again");
-    HIPDECODE_CHECK(info->abi_version == abi::kAbiVersion, "artefact ", path,
-                    ": expected ABI version ", abi::kAbiVersion, ", got ", info->abi_version,
-                    "; build it with this version of hipdecode");
+    check_abi_version(*info, path);
     return std::make_unique<CpuKernel>(reinterpret_cast<Entry>(entry), *info);
   }
+
+  int64_t compute_units(int32_t) override { return threads().max_threads(); }
 };
 
 }  // namespace
@@ -99,7 +101,5 @@ Driver& cpu_driver() {
 void set_cpu_threads(ParallelFor parallel, std::function<int64_t()> max_threads) {
   threads() = {std::move(parallel), std::move(max_threads)};
 }
-
-int64_t cpu_threads() { return threads().max_threads(); }
 
 }  // namespace hipdecode::runtime

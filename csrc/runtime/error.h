@@ -13,6 +13,12 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// A kernel would have to be loaded where that is not possible (graph capture).
+class NotWarmed : public Error {
+ public:
+  using Error::Error;
+};
+
 template <class... Parts>
 std::string join(const Parts&... parts) {
   std::ostringstream text;

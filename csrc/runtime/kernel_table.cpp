@@ -28,11 +28,11 @@ Table& table() {
   return instance;
 }
 
-std::string key(DeviceKind device, const std::string& name) {
-  return std::string(1, static_cast<char>('0' + static_cast<int>(device))) + name;
+std::string key(Device device, const std::string& name) {
+  return join(static_cast<int>(device.kind), ":", device.index, ":", name);
 }
 
-const Kernel* lookup(DeviceKind device, const std::string& name) {
+const Kernel* lookup(Device device, const std::string& name) {
   const std::shared_lock lock(table().mutex);
   const auto found = table().kernels.find(key(device, name));
   return found == table().kernels.end() ? nullptr : found->second;
@@ -40,23 +40,28 @@ const Kernel* lookup(DeviceKind device, const std::string& name) {
 
 }  // namespace
 
-const Kernel& find_kernel(DeviceKind device, const std::string& name) {
+const Kernel& find_kernel(const Place& place, const std::string& name) {
+  const Device device = place.device;
   if (const Kernel* kernel = lookup(device, name)) return *kernel;
+  if (driver(device.kind).is_capturing(place.stream))
+    throw NotWarmed(join("kernel ", name,
+                         ": expected it to be loaded before the graph capture, got its first use "
+                         "inside; call hipdecode.warmup() or run the step once before capturing"));
   const Loader loader = table().loader;
   HIPDECODE_CHECK(loader != nullptr, "kernel ", name,
                   ": expected it to be loaded, got no loader; import hipdecode");
   std::array<char, 4096> message{};
-  const int failed =
-      loader(static_cast<int32_t>(device), name.c_str(), message.data(), message.size());
+  const int failed = loader(static_cast<int32_t>(device.kind), device.index, name.c_str(),
+                            message.data(), message.size());
   const Kernel* kernel = failed ? nullptr : lookup(device, name);
   HIPDECODE_CHECK(kernel != nullptr, "kernel ", name, ": ", message.data());
   return *kernel;
 }
 
-void load_kernel(DeviceKind device, const std::string& name, const std::string& path,
+void load_kernel(Device device, const std::string& name, const std::string& path,
                  const std::string& symbol) {
   if (lookup(device, name) != nullptr) return;
-  std::unique_ptr<Kernel> kernel = cpu_driver().load(path, symbol);
+  std::unique_ptr<Kernel> kernel = driver(device.kind).load(path, symbol, device.index);
   const std::unique_lock lock(table().mutex);
   if (table().kernels.emplace(key(device, name), kernel.get()).second)
     table().owned.push_back(std::move(kernel));

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include "../abi/mla_plan_params.h"
-#include "../runtime/driver.h"
 #include "ops.h"
 
 namespace hipdecode::torch_ops {
@@ -11,6 +10,7 @@ void mla_plan(Tensor qo_indptr, Tensor kv_indptr, OptionalTensor kv_last_page_le
               int64_t kv_granularity, int64_t max_seqlen_qo, int64_t uni_seqlen_qo, int64_t topk,
               int64_t max_split_per_batch, bool causal, bool intra_batch_mode,
               int64_t num_kv_splits) {
+  const runtime::Place place = begin_call(qo_indptr);
   const int64_t batch = qo_indptr.numel() - 1;
   HIPDECODE_CHECK(batch >= 0, "qo_indptr: expected batch + 1 elements, got none");
   HIPDECODE_CHECK(nhead >= 1 && page_size >= 1 && kv_granularity >= 1,
@@ -28,7 +28,7 @@ void mla_plan(Tensor qo_indptr, Tensor kv_indptr, OptionalTensor kv_last_page_le
   p.kv_indptr = int32_data("kv_indptr", kv_indptr, batch + 1);
   p.kv_last_page_lens =
       kv_last_page_lens ? int32_data("kv_last_page_lens", *kv_last_page_lens, batch) : nullptr;
-  p.work_metadata = static_cast<uint64_t*>(work_metadata.mutable_data_ptr());
+  p.work_metadata = static_cast<uint64_t*>(address_of(work_metadata));
   p.work_info =
       reinterpret_cast<abi::WorkItem*>(mutable_int32_data("work_info_set", work_info_set, 0));
   p.work_indptr = mutable_int32_data("work_indptr", work_indptr, 1);
@@ -53,7 +53,7 @@ void mla_plan(Tensor qo_indptr, Tensor kv_indptr, OptionalTensor kv_last_page_le
   p.intra_batch_mode = intra_batch_mode;
   p.num_kv_splits = static_cast<int32_t>(num_kv_splits);
   thread_local runtime::KernelMemo memo;
-  memo.find(device_of(qo_indptr), 0, [] { return "mla_plan"; }).launch(&p, sizeof(p), 1, nullptr);
+  launch(memo.find(place, 0, [] { return "mla_plan"; }), p, 1, place);
 }
 
 }  // namespace hipdecode::torch_ops

@@ -10,6 +10,7 @@ namespace hipdecode::torch_ops {
 void mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr,
                 OptionalTensor reduce_final_map, Tensor reduce_partial_map, Tensor o,
                 OptionalTensor lse, int64_t max_seqlen_q, int64_t num_kv_splits) {
+  const runtime::Place place = begin_call(partial_output);
   HIPDECODE_CHECK(partial_output.dim() >= 3,
                   "partial_output: expected [rows, 1, nhead, head_dim_v] or [rows, nhead, "
                   "head_dim_v], got shape ",
@@ -37,7 +38,7 @@ void mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr,
                            : nullptr;
   p.reduce_partial_map = int32_data("reduce_partial_map", reduce_partial_map, 0);
   p.num_partials = reduce_partial_map.numel();
-  p.o = o.mutable_data_ptr();
+  p.o = address_of(o);
   p.lse = lse ? float_data("lse", *lse, o.size(0) * nhead) : nullptr;
   p.o_stride_row = o.stride(0);
   p.o_stride_head = o.stride(1);
@@ -45,10 +46,13 @@ void mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr,
   p.nhead = static_cast<int32_t>(nhead);
   p.head_dim_v = static_cast<int32_t>(head_dim_v);
   if (p.tiles == 0 || p.rows_o == 0) return;
-  const int64_t blocks = std::min<int64_t>(4 * runtime::cpu_threads(), p.rows_o);
+  const int64_t units = runtime::driver(place.device.kind).compute_units(place.device.index);
+  // the CPU deals tiles to its threads, a GPU has a wave for each row and head
+  const int64_t blocks = place.device.kind == runtime::DeviceKind::cpu
+                             ? std::max<int64_t>(4 * units, p.tiles)
+                             : std::min<int64_t>(16 * units, p.tiles * max_seqlen_q * nhead);
   thread_local runtime::KernelMemo memo;
-  memo.find(device_of(partial_output), 0, [] { return "mla_reduce"; })
-      .launch(&p, sizeof(p), blocks, nullptr);
+  launch(memo.find(place, 0, [] { return "mla_reduce"; }), p, blocks, place);
 }
 
 }  // namespace hipdecode::torch_ops

@@ -9,25 +9,17 @@
 
 #include "../abi/dtype.h"
 #include "../runtime/error.h"
-#include "../runtime/kernel_table.h"
+#include "call.h"
 
 namespace hipdecode::torch_ops {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 inline std::string shape_text(const Tensor& t) {
   std::string text = "[";
   for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
   return text + "]";
-}
-
-inline runtime::DeviceKind device_of(const Tensor& t) {
-  HIPDECODE_CHECK(
-      t.is_cpu(),
-      "q: expected a tensor on a device that hipdecode drives (cpu), got another; move it");
-  return runtime::DeviceKind::cpu;
 }
 
 inline void check_same_device(const char* name, const Tensor& t, const Tensor& q) {
@@ -46,12 +38,12 @@ inline const int32_t* int32_data(const char* name, const Tensor& t, int64_t leas
                   ": expected a contiguous int32 tensor; convert it");
   HIPDECODE_CHECK(t.numel() >= least, name, ": expected at least ", least, " elements, got ",
                   t.numel());
-  return static_cast<const int32_t*>(t.const_data_ptr());
+  return static_cast<const int32_t*>(const_address_of(t));
 }
 
 inline int32_t* mutable_int32_data(const char* name, const Tensor& t, int64_t least) {
   int32_data(name, t, least);
-  return static_cast<int32_t*>(t.mutable_data_ptr());
+  return static_cast<int32_t*>(address_of(t));
 }
 
 inline float* float_data(const char* name, const Tensor& t, int64_t least) {
@@ -59,7 +51,7 @@ inline float* float_data(const char* name, const Tensor& t, int64_t least) {
                   ": expected a contiguous float32 tensor; convert it");
   HIPDECODE_CHECK(t.numel() >= least, name, ": expected at least ", least, " elements, got ",
                   t.numel());
-  return static_cast<float*>(t.mutable_data_ptr());
+  return static_cast<float*>(address_of(t));
 }
 
 /// A dequantisation scale on the device, 0-d or [1]; absent means 1.
@@ -68,7 +60,7 @@ inline const float* scale_data(const char* name, const OptionalTensor& t, const 
   check_same_device(name, *t, q);
   HIPDECODE_CHECK(t->scalar_type() == ScalarType::Float && t->numel() == 1, name,
                   ": expected one float32 element, got shape ", shape_text(*t));
-  return static_cast<const float*>(t->const_data_ptr());
+  return static_cast<const float*>(const_address_of(*t));
 }
 
 inline abi::DType dtype_of(const char* name, const Tensor& t) {

@@ -98,8 +98,8 @@ def check_inputs(
             raise BadArgument(
                 f"{name}: expected a {dim}-D tensor of {names}, got {describe(value)}"
             )
-    if q.device.type != "cpu":
-        raise BadArgument(f"q: expected a tensor on the CPU, got {describe(q)}; move it")
+    if q.device.type not in ("cpu", "cuda"):
+        raise BadArgument(f"q: expected a tensor on the CPU or a GPU, got {describe(q)}; move it")
     _, nhead, head_dim_qk = q.shape
     if q.stride(2) != 1 or not 1 <= nhead <= 128:
         raise BadArgument(

@@ -22,10 +22,11 @@ from .arguments import (
 )
 from .dispatch import DecodeShape, log_shape, logger, route_mla_decode
 from .plan import MlaPlan, plan_mla_decode
+from .registry import wanted_rows
 from .workspace import SplitScratch, Workspace, default_workspace
 
-_ROW_TILE = 128
-"""Query rows of an hk block: tile::DecodeTiles::kRows."""
+_LEAST_ROWS = 16
+"""Query rows of a tile at least, on any target: bounds the counters that hk needs."""
 
 
 def mla_decode(
@@ -157,7 +158,7 @@ def _decode(
         capacity = step.kv_indices.numel() * step.kv_buffer.shape[1]
         choice = (-(-capacity // max(step.batch, 1)), *choice[1:])
     facts = _facts(step, choice)
-    chosen, splits = _prepare(*facts)
+    chosen, splits = _prepare(step.q.device, *facts)
     if not torch.compiler.is_compiling() and logger.isEnabledFor(logging.INFO):
         _log(step, facts, planned=plan is not None)
     if step.q.shape[0] == 0:
@@ -210,8 +211,7 @@ def _facts(step: _Step, choice: tuple[object, ...]) -> tuple[object, ...]:
     """What the route may depend on: host integers and words, in the order of _shape()."""
     _, nhead, head_dim_qk = step.q.shape
     return (
-        step.q.device.type,
-        ops.compute_units(step.q.device.type),
+        *ops.family_and_units(step.q.device),
         max(step.batch, 1),
         nhead,
         step.max_seqlen_q,
@@ -272,23 +272,23 @@ def _shape(
 
 
 @ops.constant_when_traced
-def _prepare(*facts: object) -> tuple[str, int]:
+def _prepare(device: torch.device, *facts: object) -> tuple[str, int]:
     """Routes and loads what the route launches.
 
     The cache is behind it: the compiler looks through lru_cache before it looks at the mark.
     """
-    return _prepared(*facts)
+    return _prepared(device, *facts)
 
 
 @lru_cache(maxsize=8192)
-def _prepared(*facts: object) -> tuple[str, int]:
+def _prepared(device: torch.device, *facts: object) -> tuple[str, int]:
     shape = _shape(*facts)  # type: ignore[arg-type]
     route = route_mla_decode(shape)
     dims = f"{shape.head_dim_qk}-{shape.head_dim_v}-{shape.q_dtype}-{shape.kv_dtype}"
-    ops.ensure_kernel(f"mla_decode_{route.route}/{dims}")
+    ops.ensure_kernel(f"mla_decode_{route.route}/{dims}", device)
     if route.route == "persistent":
-        ops.ensure_kernel("mla_plan")
-        ops.ensure_kernel("mla_reduce")
+        ops.ensure_kernel("mla_plan", device)
+        ops.ensure_kernel("mla_reduce", device)
     return route.route, route.num_splits or 1
 
 
@@ -298,7 +298,7 @@ def _split_scratch(
     if num_splits == 1:
         return None, None, None
     rows, nhead, head_dim_v = step.out.shape
-    counters = step.batch * -(-step.max_seqlen_q * nhead // _ROW_TILE)
+    counters = step.batch * -(-step.max_seqlen_q * nhead // _LEAST_ROWS)
     if workspace is None and torch.compiler.is_compiling():  # the compiler plans this memory
         new = step.q.new_empty
         return SplitScratch(
@@ -315,7 +315,7 @@ def _own_plan(step: _Step, workspace: Workspace | None) -> MlaPlan:
     """Plans in the workspace: the caller gave no plan, so every call makes the schedule anew."""
     kept = None
     _, nhead, head_dim_v = step.out.shape
-    units = ops.compute_units(step.q.device.type)
+    _, units = ops.family_and_units(step.q.device)
     key = (step.batch, nhead, step.max_seqlen_q, head_dim_v, units)
     if workspace is None and not torch.compiler.is_compiling():
         workspace = default_workspace(step.q.device)
@@ -350,6 +350,7 @@ def warmup(
     kv_dtype: str = "bf16",
     head_dim_qk: int = 576,
     head_dim_v: int = 512,
+    device: torch.device | str | None = None,
 ) -> tuple[str, ...]:
     """Loads, and builds where needed, every kernel that a decode of these types may launch.
 
@@ -360,6 +361,7 @@ def warmup(
         kv_dtype: likewise.
         head_dim_qk: columns of q and of the cache.
         head_dim_v: leading columns of the cache that are V.
+        device: of the tensors; by default torch's current GPU, else the CPU.
 
     Returns:
         The names of the kernels.
@@ -374,6 +376,8 @@ def warmup(
         "mla_plan",
         "mla_reduce",
     )
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     for name in names:
-        ops.ensure_kernel(name)
+        ops.ensure_kernel(name, device)
     return names

@@ -14,23 +14,24 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
 
 from . import settings, target
-from .errors import BuildError, HipdecodeError
+from .errors import BuildError, HipdecodeError, NotWarmed
 
-_CPU = 0
+_KINDS = {"cpu": 0, "hip": 1, "cuda": 2, "sim": 3}  # as runtime::DeviceKind
 _MESSAGE_BYTES = 4096
 _OPERATORS = ("mla_decode_hk", "mla_decode_persistent", "mla_reduce", "mla_plan")
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
 _lock = threading.RLock()
 _library: ctypes.CDLL | None = None
-_loaded: set[str] = set()
+_loaded: set[tuple[str, str]] = set()  # device, kernel
 _callbacks: list[object] = []  # ctypes callbacks must outlive the library
-_cpu_target: str | None = None
+_cpu_target: target.Target | None = None
 
 
 def constant_when_traced(function: _Function) -> _Function:
@@ -65,11 +66,13 @@ def _load() -> ctypes.CDLL:
     torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     library = ctypes.CDLL(path)
     prototype = ctypes.CFUNCTYPE(
-        ctypes.c_int, ctypes.c_int32, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64
-    )
+        ctypes.c_int, ctypes.c_int32, ctypes.c_int32, ctypes.c_char_p, ctypes.c_void_p,
+        ctypes.c_int64,
+    )  # fmt: skip
     callback = prototype(_load_on_demand)
     _callbacks.append(callback)
     library.hipdecode_set_loader(callback)
+    _set_devices(library, target_of("cpu"))
     for name in _OPERATORS:
         torch.library.register_fake(f"hipdecode::{name}", _writes_only)
     return library
@@ -85,10 +88,19 @@ def _writes_only(*arguments: object) -> None:
         raise RuntimeError(f"expected all tensors on one device, got {sorted(map(str, devices))}")
 
 
-def _load_on_demand(device: int, name: bytes, message: int, message_bytes: int) -> int:
+def _set_devices(library: ctypes.CDLL, cpu: target.Target) -> None:
+    """Tells the binding which driver serves tensors on the CPU and on torch's `cuda` devices."""
+    library.hipdecode_set_tensor_devices(
+        ctypes.c_int32(_KINDS[cpu.driver]),
+        ctypes.c_int32(_KINDS["hip" if torch.version.hip else "cuda"]),
+    )
+
+
+def _load_on_demand(kind: int, index: int, name: bytes, message: int, message_bytes: int) -> int:
     """Answers the binding's miss; an exception here would be lost, so it travels as text."""
     try:
-        ensure_kernel(name.decode())
+        on_cpu = kind in (_KINDS["cpu"], _KINDS["sim"])
+        ensure_kernel(name.decode(), "cpu" if on_cpu else f"cuda:{index}")
     except Exception as error:
         text = str(error).encode()[: message_bytes - 1] + b"\0"
         ctypes.memmove(message, text, len(text))
@@ -97,27 +109,34 @@ def _load_on_demand(device: int, name: bytes, message: int, message_bytes: int) 
 
 
 @constant_when_traced
-def ensure_kernel(name: str) -> bool:
-    """Loads a kernel for CPU tensors, building it first where it is not cached.
+def ensure_kernel(name: str, device: torch.device | str = "cpu") -> bool:
+    """Loads a kernel for the tensors of a device, building it first where it is not cached.
 
     Args:
         name: module and template values, e.g. `mla_decode_hk/576-512-bf16-bf16`.
+        device: `cpu`, or torch's `cuda:0`, `cuda:1`, ... (GPUs, on ROCm too).
 
     Raises:
         BuildError: it could not be built or loaded.
+        NotWarmed: the device's current stream is being captured.
     """
-    if name in _loaded:
+    key = (str(device), name)
+    if key in _loaded:
         return True
     load_binding()
     with _lock:
-        if name in _loaded or _library is None:
+        if key in _loaded or _library is None:
             return True
         from .jit import ensure_kernel as build
 
-        artefact = build(cpu_target(), name)
+        where = torch.device(device)
+        _check_not_capturing(where, name)
+        owner = target_of(device)
+        artefact = build(owner.name, name)
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
         failed = _library.hipdecode_load_kernel(
-            ctypes.c_int32(_CPU),
+            ctypes.c_int32(_KINDS[owner.driver]),
+            ctypes.c_int32(_index(where)),
             name.encode(),
             str(artefact.path).encode(),
             artefact.symbol.encode(),
@@ -126,31 +145,75 @@ def ensure_kernel(name: str) -> bool:
         )
         if failed:
             raise BuildError(message.value.decode(errors="replace"))
-        settings.log(settings.LOG_BUILDS, f"loaded {name} from {artefact.path}")
-        _loaded.add(name)
+        settings.log(settings.LOG_BUILDS, f"loaded {name} for {device} from {artefact.path}")
+        _loaded.add(key)
     return True
 
 
+def _check_not_capturing(device: torch.device, name: str) -> None:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise NotWarmed(
+            f"kernel {name}: expected it to be loaded before the graph capture, got its first use "
+            "inside; call hipdecode.warmup() or run the step once before capturing"
+        )
+
+
+def _index(device: torch.device) -> int:
+    if device.type == "cpu":
+        return 0
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def target_of(device: torch.device | str) -> target.Target:
+    """The target whose kernels the tensors of a device use.
+
+    On the CPU that of use_target(), else of HIPDECODE_TARGET, else the best of this machine.
+
+    Raises:
+        TargetError: no kernels are built for that device.
+    """
+    where = torch.device(device)
+    if where.type != "cpu":
+        return target.of_gpu(_index(where))
+    return _cpu_target or _named_cpu_target(settings.current().target)
+
+
+@lru_cache
+def _named_cpu_target(name: str | None) -> target.Target:
+    """HIPDECODE_TARGET where tensors on the CPU can use it, else the best of this machine."""
+    named = target.current()
+    return named if named.device_type == "cpu" else target.resolve("cpu")
+
+
 @constant_when_traced
-def compute_units(device_type: str) -> int:
-    """Workers that share a decode: torch's threads on a CPU, multiprocessors on a GPU."""
-    if device_type == "cpu":
-        return torch.get_num_threads()
-    return int(torch.cuda.get_device_properties("cuda").multi_processor_count)
+def family_and_units(device: torch.device) -> tuple[str, int]:
+    """Whose dispatch table a device reads, and how many compute units share a decode there."""
+    if device.type != "cpu":
+        return _gpu_family_and_units(_index(device))
+    owner = _cpu_target or _named_cpu_target(settings.current().target)
+    return owner.family, owner.compute_units()
+
+
+@lru_cache
+def _gpu_family_and_units(index: int) -> tuple[str, int]:
+    return target.of_gpu(index).family, target.gpus()[index].compute_units
+
+
+def compute_units(device: torch.device | str) -> int:
+    """Workers that share a decode: torch's threads on a CPU, compute units of a GPU."""
+    return family_and_units(torch.device(device))[1]
 
 
 def loaded_kernels() -> tuple[str, ...]:
-    """Names of the kernels that this process has loaded, sorted."""
-    return tuple(sorted(_loaded))
-
-
-def cpu_target() -> str:
-    """The target whose kernels CPU tensors use: that of use_target(), else target.current()."""
-    return _cpu_target or target.current().name
+    """Names of the kernels that this process has loaded, for whatever device; sorted."""
+    return tuple(sorted({name for _, name in _loaded}))
 
 
 def use_target(name: str) -> None:
-    """Makes CPU tensors use the kernels of another target of this machine, e.g. `cpu-avx2`.
+    """Makes a target that this machine runs the one in use, e.g. `cpu-avx2` or `sim:gfx950`.
+
+    Tensors on the CPU use its kernels from then on; a GPU's own target is always in use for
+    tensors there, so naming it changes nothing.
 
     Raises:
         HipdecodeError: this machine cannot run it.
@@ -159,11 +222,14 @@ def use_target(name: str) -> None:
     chosen = target.resolve(name)
     if not chosen.runs_here():
         raise HipdecodeError(
-            f"target: expected one that this machine runs ({', '.join(target.runnable())}), "
+            f"target: expected one that this machine runs ({', '.join(target.all_runnable())}), "
             f"got {chosen.name}"
         )
+    if chosen.device_type != "cpu":
+        return
     with _lock:
-        _cpu_target = chosen.name
+        _cpu_target = chosen
         if _library is not None:
+            _set_devices(_library, chosen)
             _library.hipdecode_clear_kernels()
         _loaded.clear()

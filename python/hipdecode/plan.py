@@ -250,7 +250,7 @@ def _check_lengths(
 
 def _clusters(compute_units: int | None, out: MlaPlan | None, device: torch.device) -> int:
     if compute_units is None:
-        return ops.compute_units(device.type) if out is None else out.clusters
+        return ops.compute_units(device) if out is None else out.clusters
     _check_int("compute_units", compute_units, 1)
     if out is not None and compute_units != out.clusters:
         raise WorkspaceError(f"compute_units: expected out's {out.clusters}, got {compute_units}")
@@ -366,7 +366,7 @@ def plan_mla_decode(
         plan = MlaPlan(*_allocate(need, nhead, head_dim_v, device), *facts)
     else:
         plan = MlaPlan(*_reuse(out, need, nhead, head_dim_v, device), *facts)
-    ops.ensure_kernel("mla_plan")
+    ops.ensure_kernel("mla_plan", device)
     torch.ops.hipdecode.mla_plan(
         qo_indptr,
         kv_indptr,

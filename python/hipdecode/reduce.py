@@ -71,7 +71,7 @@ def mla_reduce(
     check_int("num_kv_splits", num_kv_splits, 0)
     check_output("final_output", final_output, None, nhead, head_dim_v, device)
     check_lse(final_lse, final_output.shape[0], nhead, device, name="final_lse")
-    ops.ensure_kernel("mla_reduce")
+    ops.ensure_kernel("mla_reduce", device)
     torch.ops.hipdecode.mla_reduce(
         partial_output,
         partial_lse,

@@ -17,6 +17,8 @@ from pathlib import Path
 from .errors import BadArgument
 
 LOG_QUIET, LOG_ROUTES, LOG_BUILDS, LOG_LAUNCHES = range(4)
+SIM_CHECKS = ("waits", "races", "uninitialised", "bounds", "hazards")
+"""What the simulator can check, in the order of its bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class Settings:
     """What the environment says, read once per process.
 
     Attributes:
-        target: HIPDECODE_TARGET, such as `cpu` or `cpu-avx2`; None picks the best for this machine.
+        target: HIPDECODE_TARGET, such as `cpu`, `cpu-avx2` or `sim:gfx950`; None picks the best of
+            this machine's CPU.
         cache_dir: HIPDECODE_CACHE_DIR; None means `$XDG_CACHE_HOME/hipdecode` or
             `~/.cache/hipdecode` (see paths.cache_dir).
         no_build: HIPDECODE_NO_BUILD; anything that would have to be compiled raises BuildError.
@@ -33,6 +36,11 @@ class Settings:
         tables: HIPDECODE_TABLES; a folder used in place of configs/tuned.
         cxx: HIPDECODE_CXX; the C++ compiler, possibly with leading words (`ccache g++`).
         prebuilt: HIPDECODE_PREBUILT; a folder written by `hipdecode build --out`.
+        sim_seed: HIPDECODE_SIM_SEED; orders the waves of the simulator.
+        sim_checks: HIPDECODE_SIM_CHECKS; `all` (the default), `none`, or some of SIM_CHECKS with
+            commas between.
+        sim_compute_units: HIPDECODE_SIM_COMPUTE_UNITS; compute units that the simulator reports,
+            None for those of the real device. Fewer make fewer, longer workgroups.
         xdg_cache_home: XDG_CACHE_HOME.
     """
 
@@ -44,6 +52,9 @@ class Settings:
     tables: Path | None = None
     cxx: str | None = None
     prebuilt: Path | None = None
+    sim_seed: int = 0
+    sim_checks: tuple[str, ...] = SIM_CHECKS
+    sim_compute_units: int | None = None
     xdg_cache_home: Path | None = None
 
     @classmethod
@@ -63,6 +74,9 @@ class Settings:
             tables=_path(env, "HIPDECODE_TABLES"),
             cxx=env.get("HIPDECODE_CXX") or None,
             prebuilt=_path(env, "HIPDECODE_PREBUILT"),
+            sim_seed=_integer(env, "HIPDECODE_SIM_SEED", 0) or 0,
+            sim_checks=_checks(env, "HIPDECODE_SIM_CHECKS"),
+            sim_compute_units=_integer(env, "HIPDECODE_SIM_COMPUTE_UNITS", 1),
             xdg_cache_home=_path(env, "XDG_CACHE_HOME"),
         )
 
@@ -120,3 +134,25 @@ def _level(env: Mapping[str, str], name: str) -> int:
     if text not in ("0", "1", "2", "3"):
         raise BadArgument(f"{name}: expected 0, 1, 2 or 3, got {text!r}; set one of them")
     return int(text)
+
+
+def _integer(env: Mapping[str, str], name: str, least: int) -> int | None:
+    text = env.get(name) or None
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < least:
+        raise BadArgument(f"{name}: expected an integer of {least} or more, got {text!r}; unset it")
+    return int(text)
+
+
+def _checks(env: Mapping[str, str], name: str) -> tuple[str, ...]:
+    text = env.get(name) or "all"
+    if text in ("all", "none"):
+        return SIM_CHECKS if text == "all" else ()
+    words = text.split(",")
+    if not set(words) <= set(SIM_CHECKS):
+        raise BadArgument(
+            f"{name}: expected all, none or some of {','.join(SIM_CHECKS)}, got {text!r}; "
+            "set one of them"
+        )
+    return tuple(check for check in SIM_CHECKS if check in words)

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from . import settings
 from .errors import TargetError
@@ -21,6 +23,9 @@ _CPU_NEEDS: dict[str, frozenset[str]] = {
     "cpu-generic": frozenset(),
 }
 _GPU_COMPUTE_UNITS = {"gfx950": 256, "gfx942": 304, "sm_90": 132}
+_SIMULATED = ("gfx950", "gfx942")
+_SIM_TOOLS = ("llvm-config-22", "clang++-22")
+"""What builds the simulator and the code objects that it runs (Debian: llvm-22-dev, clang-22)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,7 @@ class Target:
     """One machine that kernels can be built for.
 
     Attributes:
-        name: `cpu-avx512bf16`, `gfx950`, `sim:gfx950`, ...
+        name: `cpu-avx512bf16`, `gfx950`, `sim:gfx950`, `sm_90`, ...
         driver: what runs its artefacts: `cpu`, `hip`, `cuda` or `sim`.
         arch: the architecture behind the driver: `avx512bf16`, `gfx950`, `sm_90`, ...
         family: the dispatch tables that it reads: `cpu`, `gfx950`, `gfx942` or `sm_90`.
@@ -43,29 +48,58 @@ class Target:
 
     @property
     def artefact(self) -> str:
-        """The target that its code objects are built for; the simulator runs gfx950's own."""
+        """The target that its code objects are built for; the simulator runs a GPU's own."""
         return self.arch if self.driver == "sim" else self.name
 
+    @property
+    def device_type(self) -> str:
+        """Where its tensors live: torch's `cpu`, or `cuda` (GPUs, on ROCm too)."""
+        return "cpu" if self.driver in ("cpu", "sim") else "cuda"
+
     def compute_units(self) -> int:
-        """Blocks that run at once: threads of torch's pool on the CPU, compute units on a GPU."""
+        """Blocks that run at once: threads of torch's pool on the CPU, compute units on a GPU.
+
+        Those of the first such GPU here, else of the usual device; the simulator's can be set
+        (HIPDECODE_SIM_COMPUTE_UNITS).
+        """
         if self.driver == "cpu":
             import torch
 
             return torch.get_num_threads()
-        return _GPU_COMPUTE_UNITS[self.arch]
+        if self.driver == "sim":
+            return settings.current().sim_compute_units or _GPU_COMPUTE_UNITS[self.arch]
+        here = (gpu.compute_units for gpu in gpus() if gpu.arch == self.arch)
+        return next(here, _GPU_COMPUTE_UNITS[self.arch])
 
     def dtype(self, name: str) -> str:
         """Spells out `fp8` as this target's own fp8 dtype; other names pass unchanged."""
         return self.fp8 if name == "fp8" else name
 
     def runs_here(self) -> bool:
-        """Whether this machine can execute the target's artefacts (GPUs: never claimed yet)."""
-        return self.driver == "cpu" and cpu_flags() >= _CPU_NEEDS[self.name]
+        """Whether this machine can execute the target's artefacts."""
+        if self.driver == "cpu":
+            return cpu_flags() >= _CPU_NEEDS[self.name]
+        if self.driver == "sim":
+            return all(shutil.which(tool) for tool in _SIM_TOOLS)
+        return any(gpu.arch == self.arch for gpu in gpus())
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What torch says about one GPU.
+
+    Attributes:
+        arch: `gfx950`, `sm_90`, ...
+        compute_units: compute units or multiprocessors.
+    """
+
+    arch: str
+    compute_units: int
 
 
 def names() -> tuple[str, ...]:
     """Every target name, `cpu` first."""
-    return ("cpu", *_CPU_NEEDS, "gfx950", "gfx942", "sm_90", "sim:gfx950")
+    return ("cpu", *_CPU_NEEDS, *_GPU_COMPUTE_UNITS, *(f"sim:{arch}" for arch in _SIMULATED))
 
 
 def resolve(name: str | None = None) -> Target:
@@ -88,7 +122,7 @@ def resolve(name: str | None = None) -> Target:
 
 
 def current() -> Target:
-    """The target that calls on CPU tensors use: HIPDECODE_TARGET, or the best of this machine.
+    """The target of this process: HIPDECODE_TARGET, or the best of this machine's CPU.
 
     Raises:
         TargetError: the named target is unknown or this machine cannot run it.
@@ -97,14 +131,53 @@ def current() -> Target:
     if not target.runs_here():
         raise TargetError(
             f"HIPDECODE_TARGET: expected a target that this machine runs "
-            f"({', '.join(runnable())}), got {target.name}; unset it or name one of those"
+            f"({', '.join(all_runnable())}), got {target.name}; unset it or name one of those"
         )
     return target
 
 
+def of_gpu(index: int) -> Target:
+    """The target of torch's device `cuda:index`.
+
+    Raises:
+        TargetError: no kernels are built for that GPU, or there is none.
+    """
+    found = gpus()[index].arch if index < len(gpus()) else "no such device"
+    if found not in _GPU_COMPUTE_UNITS:
+        raise TargetError(
+            f"cuda:{index}: expected a GPU of {', '.join(_GPU_COMPUTE_UNITS)}, got {found}; "
+            "use tensors on another device"
+        )
+    return _target(found)
+
+
 def runnable() -> tuple[str, ...]:
-    """The names of the concrete targets that this machine can execute, best first."""
+    """The names of the CPU targets that this machine can execute, best first."""
     return tuple(name for name in _CPU_NEEDS if _target(name).runs_here())
+
+
+def all_runnable() -> tuple[str, ...]:
+    """The names of all targets that this machine can execute: CPU, GPUs, simulators."""
+    others = (name for name in names() if name != "cpu" and name not in _CPU_NEEDS)
+    return (*runnable(), *(name for name in others if _target(name).runs_here()))
+
+
+@cache
+def gpus() -> tuple[Gpu, ...]:
+    """The GPUs that torch sees, by index; asking it starts CUDA or HIP."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return tuple(Gpu(_arch(device), int(device.multi_processor_count)) for device in found)
+
+
+def _arch(device: Any) -> str:  # noqa: ANN401  (torch has no public type for it)
+    name = getattr(device, "gcnArchName", "")  # gfx942:sramecc+:xnack-
+    if name.startswith("gfx"):
+        return str(name).partition(":")[0]
+    return f"sm_{device.major}{device.minor}"
 
 
 @cache
@@ -132,9 +205,7 @@ def _best_cpu() -> str:
 def _target(name: str) -> Target:
     if name.startswith("cpu-"):
         return Target(name, "cpu", name.removeprefix("cpu-"), "cpu", "fp8_e4m3fn")
-    if name.startswith("sim:"):
-        arch = name.removeprefix("sim:")
-        return Target(name, "sim", arch, arch, "fp8_e4m3fn")
-    driver = "cuda" if name.startswith("sm_") else "hip"
-    fp8 = "fp8_e4m3fnuz" if name == "gfx942" else "fp8_e4m3fn"
-    return Target(name, driver, name, name, fp8)
+    arch = name.removeprefix("sim:")
+    driver = "sim" if name != arch else "cuda" if arch.startswith("sm_") else "hip"
+    fp8 = "fp8_e4m3fnuz" if arch == "gfx942" else "fp8_e4m3fn"
+    return Target(name, driver, arch, arch, fp8)

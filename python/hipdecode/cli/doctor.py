@@ -112,7 +112,7 @@ def _checks(target_name: str | None) -> Iterator[Finding]:
         target = targets.resolve(target_name)
         ops.use_target(target.name)
         with contextlib.redirect_stdout(io.StringIO()):
-            Checker(target.name, torch.device("cpu"))(_CASE, call)
+            Checker(target.name, torch.device(target.device_type))(_CASE, call)
         return "within tolerance"
 
     for call in _CALLS:
@@ -134,7 +134,7 @@ def _target(name: str | None) -> str:
     target = targets.resolve(name)
     return (
         f"{target.name} ({target.compute_units()} compute units, tables of {target.family}); "
-        f"this machine runs {', '.join(targets.runnable())}"
+        f"this machine runs {', '.join(targets.all_runnable())}"
     )
 
 

@@ -40,7 +40,7 @@ def command(
         ops.use_target(target.name)
     for result in sorted(results, key=lambda result: names.index(result.name)):
         if loads:
-            ops.ensure_kernel(result.name)
+            ops.ensure_kernel(result.name, target.device_type)
         state = f"built in {result.seconds:.1f} s" if result.built else "was there"
         click.echo(f"{result.name}: {state}{', loads' if loads else ''}")
 

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+#include "call.h"
+
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <vector>
+
+#include "../runtime/error.h"
+
+namespace hipdecode::torch_ops {
+namespace {
+
+using runtime::DeviceKind;
+
+/// Of the calling thread's current call.
+std::vector<runtime::Extent>& extents() {
+  thread_local std::vector<runtime::Extent> instance;
+  return instance;
+}
+
+/// torch's own current stream, on ROCm too. A PyTorch for CPUs lacks the entry, so it is looked up.
+void* current_stream(int32_t index) {
+  using Get = int32_t (*)(int32_t index, void** stream);  // 0: success
+  static const auto get =
+      reinterpret_cast<Get>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+  HIPDECODE_CHECK(get != nullptr,
+                  "torch: expected aoti_torch_get_current_cuda_stream, got none; install a PyTorch "
+                  "for ROCm or CUDA");
+  void* stream = nullptr;
+  HIPDECODE_CHECK(get(index, &stream) == 0, "device ", index,
+                  ": expected torch to have a current stream there, got an error");
+  return stream;
+}
+
+void note_extent(const Tensor& t, const void* address) {
+  if (!t.is_cpu() || runtime::cpu_tensor_device() != DeviceKind::sim || t.numel() == 0) return;
+  int64_t last = 0;  // element, counted from the first
+  for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+  extents().push_back(
+      {reinterpret_cast<uint64_t>(address), static_cast<uint64_t>(last + 1) * t.element_size()});
+}
+
+}  // namespace
+
+runtime::Place begin_call(const Tensor& q) {
+  extents().clear();
+  if (q.is_cpu()) return {{runtime::cpu_tensor_device(), 0}, nullptr};
+  HIPDECODE_CHECK(
+      q.is_cuda(),
+      "q: expected a tensor on a device that hipdecode drives (cpu, cuda), got another; "
+      "move it");
+  const int32_t index = q.get_device_index();
+  return {{runtime::cuda_tensor_device(), index}, current_stream(index)};
+}
+
+const void* const_address_of(const Tensor& t) {
+  const void* address = t.const_data_ptr();
+  note_extent(t, address);
+  return address;
+}
+
+void* address_of(const Tensor& t) {
+  void* address = t.mutable_data_ptr();
+  note_extent(t, address);
+  return address;
+}
+
+std::span<const runtime::Extent> call_extents() { return extents(); }
+
+}  // namespace hipdecode::torch_ops

@@ -22,8 +22,7 @@ class Lds {
 
   uint8_t* data() { return bytes_.data(); }
   int64_t size() const { return size_; }
-  int banks() const { return arch_.lds_banks; }
-  bool wide_banks() const { return arch_.gfx950(); }
+  const Arch& arch() const { return arch_; }
 
   // What is about to happen to `bytes` at each active lane's address, by one wave. Faults for
   // what the checks find; returns the lanes that lie inside of the allocation.

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: MIT
+#include "effects.h"
+
+#include <algorithm>
+#include <iterator>
+#include <string_view>
+
+#include "counts.h"
+
+namespace hipdecode::sim {
+namespace {
+
+bool is_register(const Operand& operand) {
+  return operand.where == Where::vector || operand.where == Where::accumulator ||
+         operand.where == Where::scalar;
+}
+
+bool contains(std::string_view text, std::string_view part) { return text.find(part) != text.npos; }
+
+template <size_t N>
+bool starts_with_any(std::string_view text, const std::string_view (&prefixes)[N]) {
+  return std::any_of(std::begin(prefixes), std::end(prefixes),
+                     [&](std::string_view prefix) { return text.starts_with(prefix); });
+}
+
+void add_read(Effects& effects, Registers registers) {
+  effects.reads[effects.read_count++] = registers;
+}
+
+void add_operands(Effects& effects, const Instruction& instruction, int data_source) {
+  for (int i = 0; i < instruction.sources; ++i) {
+    const Operand& source = instruction.source[i];
+    if (!is_register(source)) continue;
+    if (i == data_source) effects.data = static_cast<int8_t>(effects.read_count);
+    if (effects.matrix && i == 2) effects.matrix_c = static_cast<int8_t>(effects.read_count);
+    add_read(effects, {source.where, source.first, source.count});
+  }
+  for (const Operand& destination : instruction.destination) {
+    if (!is_register(destination)) continue;
+    effects.writes[effects.write_count++] = {destination.where, destination.first,
+                                             destination.count};
+  }
+}
+
+/// The source that holds what is stored, or -1.
+int data_source(std::string_view name) {
+  if (!contains(name, "_store_")) return -1;
+  return name.starts_with("buffer_") ? 0 : 1;
+}
+
+void classify_vector(Effects& effects, const Instruction& instruction) {
+  constexpr std::string_view kCopies[] = {"v_mov_b", "v_accvgpr_", "v_pk_mov_b32", "v_swap_b32"};
+  const std::string_view name = instruction.opcode->name;
+  const Modifiers& modifiers = instruction.modifiers;
+  effects.valu = true;
+  effects.transcendental = instruction.opcode->kind == Class::transcendental;
+  effects.dpp = modifiers.dpp;
+  effects.copy = starts_with_any(name, kCopies);
+  effects.select = name.starts_with("v_cndmask");
+  effects.permlane = name.starts_with("v_permlane");
+  effects.readlane = name.starts_with("v_readlane") || name.starts_with("v_readfirstlane");
+  effects.writelane = name.starts_with("v_writelane");
+  effects.div_fmas = name.starts_with("v_div_fmas");
+  if (effects.div_fmas) add_read(effects, {Where::scalar, kVcc, 2});
+  const bool packed = name.starts_with("v_pk_") || name.starts_with("v_mfma");
+  effects.shifts_result = (modifiers.sdwa && modifiers.sdwa_dst_select != 6) ||
+                          (!packed && (modifiers.op_sel >> instruction.sources & 1) != 0) ||
+                          contains(name, "_pk_fp4_");
+  effects.writes_exec = name.starts_with("v_cmpx");
+  if (instruction.opcode->kind == Class::mfma) {
+    effects.matrix = effects.all_lanes = true;
+    effects.xdl = !name.ends_with("f64") && (!name.ends_with("f32") || contains(name, "xf32"));
+    effects.passes = static_cast<uint8_t>(mfma_passes(instruction));
+  }
+}
+
+void classify_memory(Effects& effects, const Instruction& instruction) {
+  constexpr std::string_view kCaches[] = {"buffer_wbl2", "buffer_inv", "buffer_wbinvl1"};
+  const std::string_view name = instruction.opcode->name;
+  effects.vmem = !starts_with_any(name, kCaches);  // cache control is not counted
+  effects.flat = name.starts_with("flat_");
+  effects.reads_m0 = instruction.opcode->kind == Class::vmem_to_lds;
+  if (effects.reads_m0) add_read(effects, {Where::scalar, kM0, 1});
+}
+
+/// A store whose data the next instructions may still overwrite: more than 64 bits, and of buffer
+/// stores only those without an offset register.
+bool stores_wide(const Effects& effects, const Instruction& instruction) {
+  if (effects.data < 0 || effects.reads[static_cast<size_t>(effects.data)].count <= 2) return false;
+  const std::string_view name = instruction.opcode->name;
+  return !name.starts_with("buffer_") ||
+         instruction.source[instruction.sources - 1].where != Where::scalar;
+}
+
+}  // namespace
+
+Effects effects_of(const Instruction& instruction) {
+  Effects effects;
+  if (instruction.opcode == nullptr) return effects;
+  const std::string_view name = instruction.opcode->name;
+  if (name == "s_nop") effects.wait_states = static_cast<uint8_t>((instruction.immediate & 15) + 1);
+  switch (instruction.opcode->kind) {
+    case Class::valu:
+    case Class::transcendental:
+    case Class::mfma:
+      classify_vector(effects, instruction);
+      break;
+    case Class::vmem:
+    case Class::vmem_to_lds:
+      classify_memory(effects, instruction);
+      break;
+    case Class::atomic:
+    case Class::lds:
+    case Class::lds_transpose:
+      if (name.starts_with("ds_")) {
+        effects.lds = true;
+      } else {
+        classify_memory(effects, instruction);
+      }
+      break;
+    case Class::smem:
+      effects.smem = true;
+      break;
+    default:
+      break;
+  }
+  add_operands(effects, instruction, effects.vmem ? data_source(name) : -1);
+  effects.wide_store = stores_wide(effects, instruction);
+  return effects;
+}
+
+std::vector<Effects> effects_of(std::span<const Instruction> instructions) {
+  std::vector<Effects> effects;
+  effects.reserve(instructions.size());
+  for (const Instruction& instruction : instructions) effects.push_back(effects_of(instruction));
+  return effects;
+}
+
+}  // namespace hipdecode::sim

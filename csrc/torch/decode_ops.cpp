@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "../abi/mla_decode_params.h"
@@ -8,20 +9,34 @@
 namespace hipdecode::torch_ops {
 namespace {
 
-constexpr int64_t kRowsPerTile = 128;    // as tile::DecodeTiles::kRows
 constexpr int64_t kCacheAlignment = 16;  // bytes; what vector loads and direct-to-LDS copies need
+constexpr int64_t kMaxPackedRows = int64_t{1} << 30;
 
-/// Finds `module/qk-v-q-kv`.
-const runtime::Kernel& decode_kernel(runtime::KernelMemo& memo, const char* module, const Tensor& q,
-                                     const Tensor& kv_buffer, int64_t head_dim_v) {
+/// Query rows of the tile that a call asks for, as registry.wanted_rows() in Python: the smallest
+/// that holds them all. What it gets is in KernelInfo::rows, since a target need not have them all.
+int64_t wanted_rows(runtime::DeviceKind device, int64_t packed) {
+  constexpr int64_t kLeast = 16, kMost = 128;
+  if (device == runtime::DeviceKind::cpu) return kMost;
+  return std::clamp<int64_t>(std::bit_ceil(static_cast<uint64_t>(packed)), kLeast, kMost);
+}
+
+/// Finds `module/qk-v-q-kv-rows` and cuts the call into tiles of its rows.
+const runtime::Kernel& decode_kernel(runtime::KernelMemo& memo, const runtime::Place& place,
+                                     const char* module, const Tensor& q, const Tensor& kv_buffer,
+                                     int64_t head_dim_v, abi::MlaDecodeParams& p) {
   const abi::DType q_dtype = dtype_of("q", q), kv_dtype = dtype_of("kv_buffer", kv_buffer);
+  const int64_t packed = int64_t{p.max_seqlen_q} * p.nhead;
+  const int64_t wanted = wanted_rows(place.device.kind, packed);
   const auto key = static_cast<uint64_t>(q.size(2)) << 32 |
-                   static_cast<uint64_t>(head_dim_v) << 16 | static_cast<uint64_t>(q_dtype) << 8 |
-                   static_cast<uint64_t>(kv_dtype);
-  return memo.find(device_of(q), key, [&] {
+                   static_cast<uint64_t>(head_dim_v) << 16 | static_cast<uint64_t>(wanted) << 8 |
+                   static_cast<uint64_t>(q_dtype) << 4 | static_cast<uint64_t>(kv_dtype);
+  const runtime::Kernel& kernel = memo.find(place, key, [&] {
     return runtime::join(module, "/", q.size(2), "-", head_dim_v, "-", dtype_name(q_dtype), "-",
-                         dtype_name(kv_dtype));
+                         dtype_name(kv_dtype), "-", wanted);
   });
+  const int64_t rows = std::max(kernel.info().rows, 1);
+  p.row_tiles = static_cast<int32_t>((packed + rows - 1) / rows);
+  return kernel;
 }
 
 void check_cache(const Tensor& kv, abi::DType type) {
@@ -60,7 +75,13 @@ abi::MlaDecodeParams checked_params(const Inputs& in) {
   HIPDECODE_CHECK(batch >= 0, "qo_indptr: expected batch + 1 elements, got none");
   HIPDECODE_CHECK(std::isfinite(in.sm_scale), "sm_scale: expected a finite number, got ",
                   in.sm_scale);
-  HIPDECODE_CHECK(in.max_seqlen_q >= 1, "max_seqlen_q: expected at least 1, got ", in.max_seqlen_q);
+  HIPDECODE_CHECK(in.max_seqlen_q >= 1 && in.max_seqlen_q <= kMaxPackedRows / nhead,
+                  "max_seqlen_q: expected 1 to ", kMaxPackedRows / nhead, ", got ",
+                  in.max_seqlen_q);
+  const int64_t page_size = in.kv_buffer.size(1);
+  HIPDECODE_CHECK(page_size >= 1 && std::has_single_bit(static_cast<uint64_t>(page_size)),
+                  "kv_buffer: expected a page size that is a power of two, got shape ",
+                  shape_text(in.kv_buffer));
   const abi::DType o_dtype = check_output("o", in.o, nhead);
   HIPDECODE_CHECK(in.o.size(0) == rows, "o: expected ", rows, " rows, got shape ",
                   shape_text(in.o));
@@ -68,9 +89,9 @@ abi::MlaDecodeParams checked_params(const Inputs& in) {
     check_same_device("arguments", *t, in.q);
   check_cache(in.kv_buffer, dtype_of("kv_buffer", in.kv_buffer));
   abi::MlaDecodeParams p{};
-  p.q = in.q.const_data_ptr();
-  p.kv = in.kv_buffer.const_data_ptr();
-  p.o = in.o.mutable_data_ptr();
+  p.q = const_address_of(in.q);
+  p.kv = const_address_of(in.kv_buffer);
+  p.o = address_of(in.o);
   if (in.lse) {
     check_same_device("lse", *in.lse, in.q);
     HIPDECODE_CHECK(in.lse->numel() == rows * nhead, "lse: expected [", rows, ", ", nhead,
@@ -98,9 +119,9 @@ abi::MlaDecodeParams checked_params(const Inputs& in) {
   p.batch = static_cast<int32_t>(batch);
   p.nhead = static_cast<int32_t>(nhead);
   p.max_seqlen_q = static_cast<int32_t>(in.max_seqlen_q);
-  p.page_size = static_cast<int32_t>(in.kv_buffer.size(1));
+  p.page_size = static_cast<int32_t>(page_size);
+  p.page_bits = std::countr_zero(static_cast<uint32_t>(page_size));
   p.num_splits = 1;
-  p.row_tiles = static_cast<int32_t>((in.max_seqlen_q * nhead + kRowsPerTile - 1) / kRowsPerTile);
   p.causal = in.causal;
   p.o_dtype = o_dtype;
   p.sm_scale = static_cast<float>(in.sm_scale);
@@ -114,12 +135,16 @@ void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Ten
                    OptionalTensor partial_output, OptionalTensor partial_lse,
                    OptionalTensor arrivals, OptionalTensor q_scale, OptionalTensor kv_scale,
                    int64_t max_seqlen_q, int64_t num_splits, double sm_scale, bool causal) {
+  const runtime::Place place = begin_call(q);
   abi::MlaDecodeParams p =
       checked_params({q, kv_buffer, o, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens,
                       q_scale, kv_scale, max_seqlen_q, sm_scale, causal});
   HIPDECODE_CHECK(num_splits >= 1 && num_splits <= 1024, "num_splits: expected 1 to 1024, got ",
                   num_splits);
   p.num_splits = static_cast<int32_t>(num_splits);
+  thread_local runtime::KernelMemo memo;
+  const runtime::Kernel& kernel =
+      decode_kernel(memo, place, "mla_decode_hk", q, kv_buffer, o.size(2), p);
   if (num_splits > 1) {
     HIPDECODE_CHECK(
         partial_output && partial_lse && arrivals,
@@ -132,9 +157,7 @@ void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Ten
   }
   // an empty batch still clears the rows of o that nobody owns
   const int64_t blocks = std::max<int64_t>(int64_t{p.batch} * p.row_tiles * num_splits, 1);
-  thread_local runtime::KernelMemo memo;
-  decode_kernel(memo, "mla_decode_hk", q, kv_buffer, o.size(2))
-      .launch(&p, sizeof(p), blocks, nullptr);
+  launch(kernel, p, blocks, place);
 }
 
 void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse,
@@ -143,6 +166,7 @@ void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor 
                            Tensor work_info_set, Tensor partial_output, Tensor partial_lse,
                            OptionalTensor q_scale, OptionalTensor kv_scale, int64_t max_seqlen_q,
                            double sm_scale, bool causal) {
+  const runtime::Place place = begin_call(q);
   abi::MlaDecodeParams p =
       checked_params({q, kv_buffer, o, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens,
                       q_scale, kv_scale, max_seqlen_q, sm_scale, causal});
@@ -160,8 +184,9 @@ void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor 
   const int64_t clusters = work_indptr.numel() - 1;
   if (clusters == 0) return;
   thread_local runtime::KernelMemo memo;
-  decode_kernel(memo, "mla_decode_persistent", q, kv_buffer, o.size(2))
-      .launch(&p, sizeof(p), clusters, nullptr);
+  const runtime::Kernel& kernel =
+      decode_kernel(memo, place, "mla_decode_persistent", q, kv_buffer, o.size(2), p);
+  launch(kernel, p, clusters, place);
 }
 
 }  // namespace hipdecode::torch_ops

@@ -93,6 +93,20 @@ def test_closure_never_leaves_the_tree(tmp_path: Path) -> None:
     assert keys.SourceTree(tmp_path / "in").closure(text, tmp_path / "in") == {}
 
 
+def test_key_ignores_the_tiles_of_other_targets(tree: Path) -> None:
+    for name in ("cpu", "amdgcn"):
+        (tree / "csrc/tile/target" / name).mkdir(parents=True)
+        (tree / f"csrc/tile/target/{name}/page.h").write_text("")
+    both = "".join(f'#include "../tile/target/{name}/page.h"\n' for name in ("cpu", "amdgcn"))
+    (tree / "csrc/kernels/tiny.h").write_text(both + tiny_tree.HEADER)
+    tiny_tree.write_registry(tree, tile="cpu")
+    before = key()
+    (tree / "csrc/tile/target/amdgcn/page.h").write_text("// another page\n")
+    assert key() == before
+    (tree / "csrc/tile/target/cpu/page.h").write_text("// another page\n")
+    assert key() != before
+
+
 def test_closure_raises_when_an_include_is_computed(tmp_path: Path) -> None:
     (tmp_path / "a.h").write_text("#include HEADER\n")
     with pytest.raises(BuildError, match=r"a\.h: expected #include .*got 'HEADER'"):

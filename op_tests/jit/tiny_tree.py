@@ -48,9 +48,12 @@ def write_abi_version(root: Path, version: int) -> None:
     (root / "csrc/abi/abi_version.h").write_text(text)
 
 
-def write_registry(root: Path, flags: tuple[str, ...] = (), **fields: object) -> Path:
+def write_registry(
+    root: Path, flags: tuple[str, ...] = (), tile: str | None = None, **fields: object
+) -> Path:
     """Writes the registry with changed fields of its one module."""
     target = {"toolchain": "cxx", "flags": ["-shared", "-fPIC", *flags]}
+    target |= {"tile": tile} if tile else {}
     document = {
         "targets": {TARGET: target, "cpu-avx2": target},
         "modules": {"tiny": MODULE | fields},

@@ -32,7 +32,7 @@ CONDITIONAL = re.compile(r"^\s*#\s*(if|ifdef|ifndef|elif)\b", re.MULTILINE)
 # Lowest first: a module imports only from its own or a lower layer.
 LAYERS = [
     {"errors", "settings", "paths"},
-    {"target"},
+    {"target", "schema"},
     {"registry", "tables", "models"},
     {"support"},
     {"jit", "dispatch"},

@@ -285,7 +285,8 @@ def _prepared(device: torch.device, *facts: object) -> tuple[str, int]:
     shape = _shape(*facts)  # type: ignore[arg-type]
     route = route_mla_decode(shape)
     dims = f"{shape.head_dim_qk}-{shape.head_dim_v}-{shape.q_dtype}-{shape.kv_dtype}"
-    ops.ensure_kernel(f"mla_decode_{route.route}/{dims}", device)
+    rows = wanted_rows(shape.family, shape.nhead * shape.q_len)
+    ops.ensure_kernel(f"mla_decode_{route.route}/{dims}-{rows}", device)
     if route.route == "persistent":
         ops.ensure_kernel("mla_plan", device)
         ops.ensure_kernel("mla_reduce", device)

@@ -2,11 +2,13 @@
 """The kernels that exist, read from configs/modules.json. The registry is data, never code.
 
 A kernel name is `module` or `module/value-value-...`, such as
-`mla_decode_hk/576-512-bf16-fp8_e4m3fn`.
+`mla_decode_hk/576-512-bf16-fp8_e4m3fn-128`. The value `rows`, query rows of a tile, is for the host
+to choose: it asks for wanted_rows() and fit() finds what the target has.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -16,11 +18,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from . import paths
+from . import paths, schema
 from .errors import RegistryError
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_ROWS = "rows"
 Value = int | str
+Choices = Mapping[str, tuple[Value, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleTarget:
+    """A module's own say about one target.
+
+    Attributes:
+        flags: after the target's own.
+        allowed: as TargetFlags.allowed, for this module alone.
+    """
+
+    flags: tuple[str, ...]
+    allowed: tuple[Choices, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +52,7 @@ class Module:
         instantiate: the kernel type, with `{value}` placeholders.
         values: names of the template values, in the order of kernel names.
         allowed: each entry maps every value to its choices; their product is allowed.
-        targets: target name to the module's own flags there.
+        targets: target name to what the module says about it.
     """
 
     name: str
@@ -44,8 +61,8 @@ class Module:
     symbol: str
     instantiate: str
     values: tuple[str, ...]
-    allowed: tuple[Mapping[str, tuple[Value, ...]], ...]
-    targets: Mapping[str, tuple[str, ...]]
+    allowed: tuple[Choices, ...]
+    targets: Mapping[str, ModuleTarget]
 
     def allows(self, values: Mapping[str, Value]) -> bool:
         """Whether one kernel exists for exactly these values."""
@@ -105,10 +122,21 @@ class Kernel:
             return self.module.name
         return f"{self.module.name}/{'-'.join(map(str, self.values))}"
 
+    @property
+    def by_name(self) -> dict[str, Value]:
+        """Template values by their names."""
+        return dict(zip(self.module.values, self.values, strict=True))
+
+    @property
+    def rows(self) -> int | None:
+        """Query rows of a tile; None where the kernel has none."""
+        rows = self.by_name.get(_ROWS)
+        return None if rows is None else int(rows)
+
     def source(self) -> str:
         """The text of the generated translation unit."""
-        values = dict(zip(self.module.values, map(str, self.values), strict=True))
-        kernel = _PLACEHOLDER.sub(lambda match: values[match[1]], self.module.instantiate)
+        values = self.by_name
+        kernel = _PLACEHOLDER.sub(lambda match: str(values[match[1]]), self.module.instantiate)
         return (
             "// SPDX-License-Identifier: MIT\n"
             f"// {self.name}, generated from configs/modules.json\n"
@@ -119,10 +147,20 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class TargetFlags:
-    """How artefacts of one target are built: which toolchain, and flags in order."""
+    """How artefacts of one target are built.
+
+    Attributes:
+        toolchain: `cxx`, `hip` or `nvcc`.
+        flags: in order.
+        tile: the folder of csrc/tile/target that the kernels are compiled with; None: not known.
+        allowed: each entry maps some values to the choices that the target has; a kernel is built
+            for it when one entry holds, or when there is none.
+    """
 
     toolchain: str
     flags: tuple[str, ...]
+    tile: str | None = None
+    allowed: tuple[Choices, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +205,7 @@ class Registry:
         """The toolchain and all flags that build `kernel` for `target`.
 
         Raises:
-            RegistryError: the module is not built for that target.
+            RegistryError: the kernel is not built for that target.
         """
         module = kernel.module
         if target not in module.targets:
@@ -175,8 +213,56 @@ class Registry:
                 f"{module.name}: expected a target out of {', '.join(module.targets)}, "
                 f"got {target!r}; the registry has no such build yet, choose one of those"
             )
-        common = self.targets[target]
-        return TargetFlags(common.toolchain, common.flags + module.targets[target])
+        common, own = self.targets[target], module.targets[target]
+        for allowed in (common.allowed, own.allowed):
+            if not _matches(kernel, allowed):
+                raise RegistryError(
+                    f"{kernel.name}: expected values that {target} has "
+                    f"({_describe(allowed)}), got others; choose one of those or another target"
+                )
+        return dataclasses.replace(common, flags=common.flags + own.flags)
+
+    def builds(self, kernel: Kernel, target: str) -> bool:
+        """Whether `kernel` is built for `target`."""
+        own = kernel.module.targets.get(target)
+        return own is not None and all(
+            _matches(kernel, allowed) for allowed in (self.targets[target].allowed, own.allowed)
+        )
+
+    def kernels(self, module: Module, target: str) -> list[Kernel]:
+        """The kernels of a module that are built for `target`."""
+        return [kernel for kernel in module.kernels() if self.builds(kernel, target)]
+
+    def fit(self, name: str, target: str) -> Kernel:
+        """The kernel that serves a name on a target.
+
+        Args:
+            name: a kernel name; its rows are what the caller wants.
+            target: one of the registry's targets.
+
+        Returns:
+            The kernel of that name, with the fewest rows that hold those wanted, or with the most
+            that the target has.
+
+        Raises:
+            RegistryError: as kernel() and flags().
+        """
+        wanted = self.kernel(name)
+        if wanted.rows is None or self.builds(wanted, target):
+            return wanted
+        others = {_ROWS: None}
+        near = sorted(
+            (
+                kernel
+                for kernel in self.kernels(wanted.module, target)
+                if kernel.by_name | others == wanted.by_name | others
+            ),
+            key=lambda kernel: kernel.rows or 0,
+        )
+        enough = [kernel for kernel in near if (kernel.rows or 0) >= wanted.rows]
+        if not near:
+            self.flags(wanted, target)
+        return (enough or near[-1:])[0]
 
     def validate(self) -> None:
         """Checks the file against its schema.
@@ -187,7 +273,7 @@ class Registry:
         Raises:
             RegistryError: names the file, the module, the field and what was expected.
         """
-        _validate(self.path, json.loads(self.path.read_text(encoding="utf-8")))
+        schema.validate(self.path, json.loads(self.path.read_text(encoding="utf-8")))
 
 
 def load(path: Path) -> Registry:
@@ -205,13 +291,26 @@ def load(path: Path) -> Registry:
     try:
         registry = _parse(path, document)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        _validate(path, document)
+        schema.validate(path, document)
         raise RegistryError(
             f"{path}: expected a valid registry, got {error!r}; correct it"
         ) from error
     for module in registry.modules.values():
         _check(registry, module)
     return registry
+
+
+def wanted_rows(family: str, packed: int) -> int:
+    """The rows of a tile that a decode call asks for, as wanted_rows() of csrc/torch.
+
+    Args:
+        family: of the target; a CPU has one tile for all.
+        packed: query rows of a request, over all heads.
+    """
+    least, most = 16, 128
+    if family == "cpu":
+        return most
+    return min(max(1 << (packed - 1).bit_length(), least), most)
 
 
 @cache
@@ -222,7 +321,9 @@ def default() -> Registry:
 
 def _parse(path: Path, document: Any) -> Registry:  # noqa: ANN401  (JSON)
     targets = {
-        name: TargetFlags(entry["toolchain"], tuple(entry["flags"]))
+        name: TargetFlags(
+            entry["toolchain"], tuple(entry["flags"]), entry.get("tile"), _choices(entry)
+        )
         for name, entry in document["targets"].items()
     }
     modules = {
@@ -233,12 +334,35 @@ def _parse(path: Path, document: Any) -> Registry:  # noqa: ANN401  (JSON)
             symbol=entry["symbol"],
             instantiate=entry["instantiate"],
             values=tuple(entry["values"]),
-            allowed=tuple({n: tuple(c) for n, c in group.items()} for group in entry["allowed"]),
-            targets={t: tuple(own.get("flags", ())) for t, own in entry["targets"].items()},
+            allowed=_choices({"allowed": entry["allowed"]}),
+            targets={
+                t: ModuleTarget(tuple(own.get("flags", ())), _choices(own))
+                for t, own in entry["targets"].items()
+            },
         )
         for name, entry in document["modules"].items()
     }
     return Registry(path, targets, modules)
+
+
+def _choices(entry: Mapping[str, Any]) -> tuple[Choices, ...]:
+    return tuple({n: tuple(c) for n, c in group.items()} for group in entry.get("allowed", ()))
+
+
+def _matches(kernel: Kernel, allowed: tuple[Choices, ...]) -> bool:
+    """Whether one entry holds; it says nothing about values that the kernel does not have."""
+    values = kernel.by_name
+    return not allowed or any(
+        all(values[name] in choices for name, choices in entry.items() if name in values)
+        for entry in allowed
+    )
+
+
+def _describe(allowed: tuple[Choices, ...]) -> str:
+    return " or ".join(
+        ", ".join(f"{name} {'|'.join(map(str, choices))}" for name, choices in entry.items())
+        for entry in allowed
+    )
 
 
 def _check(registry: Registry, module: Module) -> None:
@@ -260,38 +384,10 @@ def _check(registry: Registry, module: Module) -> None:
     for group in module.allowed:
         if set(group) != set(module.values):
             raise fail("allowed", f"choices for {list(module.values)}", sorted(group))
+    for name, own in module.targets.items():
+        strange = {n for entry in own.allowed for n in entry} - set(module.values)
+        if strange:
+            raise fail(f"targets.{name}.allowed", f"names of {list(module.values)}", strange)
     missing = set(module.targets) - set(registry.targets)
     if missing:
         raise fail("targets", f"names out of {list(registry.targets)}", sorted(missing))
-
-
-def _validate(path: Path, document: object) -> None:
-    import jsonschema
-
-    schema_path = path.with_name("modules.schema.json")
-    if not schema_path.is_file():
-        schema_path = paths.configs_dir() / "modules.schema.json"
-    schema = json.loads(schema_path.read_text(encoding="utf-8"))
-    error = jsonschema.exceptions.best_match(
-        jsonschema.Draft202012Validator(schema).iter_errors(document)
-    )
-    if error is None:
-        return
-    where = list(map(str, error.absolute_path))
-    subject = f"{path.name}: " + (
-        f"module {where[1]}: {'.'.join(where[2:]) or 'entry'}"
-        if where[:1] == ["modules"] and len(where) > 1
-        else ".".join(where) or "document"
-    )
-    raise RegistryError(
-        f"{subject}: expected {_expectation(error)}, got {error.instance!r:.200}; correct the entry"
-    )
-
-
-def _expectation(error: Any) -> str:  # noqa: ANN401  (jsonschema has no stubs)
-    rule, wanted = error.validator, error.validator_value
-    if rule == "required":
-        return f"all of the fields {', '.join(wanted)} ({error.message})"
-    if rule == "additionalProperties":
-        return f"no other fields ({error.message})"
-    return f"{rule} {wanted}"

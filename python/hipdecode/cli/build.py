@@ -45,7 +45,7 @@ def command(
     """Compile kernels ahead of time.
 
     NAMES are modules, such as mla_plan, or kernels, such as
-    mla_decode_hk/576-512-bf16-bf16. Without any: those that the named models and the dispatch
+    mla_decode_hk/576-512-bf16-bf16-128. Without any: those that the named models and the dispatch
     tables call for, and the torch binding.
     """
     console = Console()
@@ -55,7 +55,7 @@ def command(
     results: dict[str, list[BuildResult]] = {}
     for target in chosen:
         if modules or everything:
-            kernels = selection.named_kernels(modules or registry.default().modules)
+            kernels = selection.named_kernels(target, modules or registry.default().modules)
         else:
             kernels = selection.default_kernels(target)
         results[target.artefact] = _build(console, target.artefact, kernels, jobs)

@@ -16,6 +16,7 @@ from . import cache, keys, prebuilt, toolchain
 
 _ARTEFACT = "kernel.so"
 _SOURCE = "kernel.cpp"
+_TILE_TARGETS = "tile/target"
 _DEBUG_FLAGS = ("-g", "-DHIPDECODE_DEBUG=1")
 
 
@@ -110,7 +111,7 @@ def recipe(kernel: registry.Kernel, target_name: str) -> Recipe:
         )
     source_key = keys.digest(
         text=source,
-        includes=tree.closure(source),
+        includes=tree.closure(source, without=_other_tiles(how.tile)),
         toolchain=how.toolchain,
         flags=flags,
         target=artefact,
@@ -124,7 +125,8 @@ def ensure_kernel(target_name: str, name: str) -> KernelFile:
 
     Args:
         target_name: one of target.names().
-        name: module and template values, such as `mla_decode_hk/576-512-bf16-bf16`.
+        name: module and template values, such as `mla_decode_hk/576-512-bf16-bf16-16`. Where the
+            target has no tile of so few rows, the kernel of the next taller one serves.
 
     Raises:
         RegistryError: no such kernel, or not for that target.
@@ -137,7 +139,9 @@ def ensure_kernel(target_name: str, name: str) -> KernelFile:
     memo = (settings.current(), target_name, name)
     file = _known.get(memo)
     if file is None:
-        file = _known[memo] = _ensure(target_name, name).file
+        artefact = target.resolve(target_name).artefact
+        kernel = registry.default().fit(name, artefact)
+        file = _known[memo] = _ensure(target_name, kernel.name).file
     return file
 
 
@@ -191,6 +195,14 @@ def _ensure(target_name: str, name: str) -> BuildResult:
             raise _forbidden(plan, f"{error}{reason}") from error
         raise ToolchainError(f"{error}{reason}") from error
     return result(entry / _ARTEFACT, built)
+
+
+def _other_tiles(tile: str | None) -> tuple[str, ...]:
+    """Target folders that a build never reads: tile.h includes the one of its compiler."""
+    if tile is None:
+        return ()
+    folders = sorted((paths.csrc_dir() / _TILE_TARGETS).iterdir())
+    return tuple(f"{_TILE_TARGETS}/{path.name}" for path in folders if path.name != tile)
 
 
 def _compile(plan: Recipe, compiler: toolchain.Compiler, folder: Path) -> dict[str, object]:

@@ -35,7 +35,9 @@ class SourceTree:
     root: Path
     _files: dict[Path, _File] = field(default_factory=dict)
 
-    def closure(self, text: str, folder: Path | None = None) -> dict[str, str]:
+    def closure(
+        self, text: str, folder: Path | None = None, *, without: tuple[str, ...] = ()
+    ) -> dict[str, str]:
         """Content digests of every file of the tree that `text` includes, directly or not.
 
         Files outside the tree belong to the compiler or to torch, whose versions are part of the
@@ -44,6 +46,7 @@ class SourceTree:
         Args:
             text: a translation unit.
             folder: where `text` lies, for its quoted includes.
+            without: folders relative to the root that are known not to be read.
 
         Returns:
             Path relative to the root to sha256, sorted by path.
@@ -52,15 +55,16 @@ class SourceTree:
             BuildError: an include is computed by a macro, so it could not be followed.
         """
         found: dict[Path, str] = {}
+        root = self.root.resolve()
+        skipped = [root / name for name in without]
         pending = self._resolve(_includes(text, "the translation unit"), folder)
         while pending:
             path = pending.pop()
-            if path in found:
+            if path in found or any(path.is_relative_to(other) for other in skipped):
                 continue
             file = self._read(path)
             found[path] = file.digest
             pending += self._resolve(file.includes, path.parent)
-        root = self.root.resolve()
         return {path.relative_to(root).as_posix(): found[path] for path in sorted(found)}
 
     def abi_version(self) -> int:

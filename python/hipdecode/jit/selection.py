@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from hipdecode import registry
 from hipdecode.dispatch import load_table
+from hipdecode.errors import RegistryError
 from hipdecode.models import ModelShape, load_models
 from hipdecode.target import Target
 
@@ -18,13 +19,15 @@ def kernels_of_shape(
 ) -> list[str]:
     """Every kernel that a decode of these types may launch, planner and reduce included.
 
+    All row counts of the target are among them: a batch of any size may come.
+
     Args:
         target: whose own fp8 kind plain `fp8` means.
         head_dims: (head_dim_qk, head_dim_v).
         dtypes: (q_dtype, kv_dtype).
 
     Raises:
-        RegistryError: no decode kernel has these values.
+        RegistryError: no decode kernel has these values, or none on that target.
     """
     facts: dict[str, registry.Value] = {
         "head_dim_qk": head_dims[0],
@@ -32,11 +35,18 @@ def kernels_of_shape(
         "q_dtype": target.dtype(dtypes[0]),
         "kv_dtype": target.dtype(dtypes[1]),
     }
-    return [
-        module.kernel(**{name: facts[name] for name in module.values}).name
-        for module in registry.default().modules.values()
-        if set(module.values) <= set(facts)
-    ]
+    held = registry.default()
+    names = []
+    for module in held.modules.values():
+        chosen = {name: facts[name] for name in module.values if name in facts}
+        found = [k for k in module.kernels() if k.by_name | chosen == k.by_name]
+        if not found:
+            raise RegistryError(
+                f"{module.name}: expected values of a kernel, got {chosen}; choose an allowed "
+                "combination or add it to configs/modules.json"
+            )
+        names += _built(held, found, target)
+    return names
 
 
 def kernels_of_model(target: Target, model: ModelShape) -> list[str]:
@@ -58,19 +68,28 @@ def default_kernels(target: Target) -> list[str]:
     return _unique(names)
 
 
-def named_kernels(words: Iterable[str]) -> list[str]:
-    """Expands module names to all their kernels; full kernel names stay as they are.
+def named_kernels(target: Target, words: Iterable[str]) -> list[str]:
+    """Expands module names to all their kernels for a target; full names stay as they are.
 
     Raises:
-        RegistryError: a word is neither.
+        RegistryError: a word is neither, or the module is not built for the target.
     """
+    held = registry.default()
     names: list[str] = []
     for word in words:
         if "/" in word:
-            names.append(registry.default().kernel(word).name)
+            names.append(held.kernel(word).name)
         else:
-            names += (kernel.name for kernel in registry.default().module(word).kernels())
+            names += _built(held, list(held.module(word).kernels()), target)
     return _unique(names)
+
+
+def _built(held: registry.Registry, kernels: list[registry.Kernel], target: Target) -> list[str]:
+    """Those of some kernels that the target has."""
+    names = [kernel.name for kernel in kernels if held.builds(kernel, target.artefact)]
+    if not names:
+        held.flags(kernels[0], target.artefact)  # raises, and says why
+    return names
 
 
 def _unique(names: Iterable[str]) -> list[str]:

@@ -55,6 +55,7 @@ Checks::Checks(uint32_t checks, const Arch& arch, std::span<const Effects> effec
 
 void Checks::before(const Context& context, const Instruction& instruction) {
   if ((checks_ & (kCheckWaits | kCheckUninitialised | kCheckHazards)) == 0) return;
+  if (context.wave.relative_registers()) return;  // the operands do not say which registers
   const Effects& effects = of(instruction);
   if (effects.vmem || effects.lds || effects.valu || effects.smem || !idle_) {
     for (int i = 0; i < effects.read_count; ++i) {

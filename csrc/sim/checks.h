@@ -47,9 +47,9 @@ class Checks {
   std::span<const Effects> effects_;
   bool idle_ = true;  // nothing is outstanding
   uint32_t smem_outstanding_ = 0;
-  std::array<uint64_t, kVectorRegisters / 64> pending_vector_{};  // bits: look at pending_
+  std::array<uint64_t, kVectorRegisters / 64 + 1> pending_vector_{};  // bits: look at pending_
   std::array<uint64_t, 2> pending_scalar_{};
-  std::array<Pending, kVectorRegisters> pending_{};
+  std::array<Pending, kVectorRegisters + kVectorPadding> pending_{};
 };
 
 }  // namespace hipdecode::sim

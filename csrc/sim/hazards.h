@@ -47,7 +47,7 @@ class Hazards {
   uint64_t clock_ = 0;       // wait states so far
   uint64_t matrix_end_ = 0;  // clock_ after the last MFMA
   bool any_matrix_ = false;
-  std::array<Matrix, kVectorRegisters> matrix_{};
+  std::array<Matrix, kVectorRegisters + kVectorPadding> matrix_{};
   std::array<Recent, 8> recent_{};
   unsigned next_ = 0;
 };

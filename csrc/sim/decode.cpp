@@ -71,6 +71,8 @@ Instruction decode_one(LLVMDisasmContextRef with, std::span<const uint8_t> code,
   uint32_t words[kMaxEncodingBytes / 4] = {};
   std::memcpy(words, code.data(), std::min(result.bytes, kMaxEncodingBytes));
   parse(result, words);
+  if (result.modifiers.lds)  // a buffer load that goes to LDS is an opcode of its own here
+    result.opcode = find_opcode(std::string(base_name(mnemonic)) + "_lds");
   return result;
 }
 

@@ -67,6 +67,8 @@ struct DecodeTiles {
   void load_queries(const RowSource& source, int rows) {
     TILE_ASSERT(rows > 0 && rows <= kRows);
     rows_ = rows;
+    if (rows <= kMostFew) return load_few_queries(source);
+    few_ = 0;
     const int width = padded();
     for (int r = 0; r < width; ++r) {
       const int panel = r / (2 * kLanes) * (2 * kLanes);
@@ -114,15 +116,10 @@ struct DecodeTiles {
                         kHeadDimQk * static_cast<int>(sizeof(KvElement))};
       const Word* const* keys = s.keys.row + n;
       float* out = s.scores + static_cast<int64_t>(n) * width;
-      int r = 0;
-      for (; r + 2 * kLanes <= width; r += 2 * kLanes) {
-        const Word* queries = s.queries + static_cast<int64_t>(r) * W::kDepth;
-        score_rows<2>(out + r, width, keys, queries, prefetch, both);
-        prefetch.row = nullptr;
-      }
-      if (r < width)
-        score_rows<1>(out + r, width, keys, s.queries + static_cast<int64_t>(r) * W::kDepth,
-                      prefetch, both);
+      if (few_ != 0)
+        score_few_rows(out, keys, prefetch);
+      else
+        score_panels(out, keys, prefetch, both);
       W::stage_values(s.keys, n, n + 2 * kGroup < tokens.count ? n + 2 * kGroup : tokens.count,
                       tokens.count);
     }
@@ -212,6 +209,25 @@ struct DecodeTiles {
   }
 
  private:
+  static constexpr int kMostFew = kLanes / 2;  // rows that are not worth a vector of rows
+
+  /// Queries as rows, for score_few(); the lanes of absent rows hold zeros from here on.
+  template <class RowSource>
+  void load_few_queries(const RowSource& source) {
+    for (few_ = 1; few_ < rows_;) few_ *= 2;
+    for (int r = 0; r < few_; ++r) {
+      Word* row = s_.queries + static_cast<int64_t>(r) * W::kDepth;
+      if (r < rows_)
+        W::query_row(row, source(r));
+      else
+        std::memset(row, 0, W::kDepth * sizeof(Word));
+    }
+    std::memset(s_.scores, 0, static_cast<size_t>(kTokens) * kLanes * sizeof(float));
+    std::memset(s_.out, 0, static_cast<size_t>(rows_) * kHeadDimV * sizeof(float));
+    tile::store(s_.running_max, splat(-kInfinity));
+    tile::store(s_.running_sum, Vec{});
+  }
+
   int padded() const { return (rows_ + kLanes - 1) / kLanes * kLanes; }
 
   /// out = out * rescale + weights x values over the first `count` tokens of the tile, rows [begin,
@@ -288,8 +304,48 @@ struct DecodeTiles {
     }
   }
 
+  /// Scores of the 2 * kGroup tokens that have been staged, or of the first half; few_ == 0.
+  void score_panels(float* out, const Word* const* keys, Prefetch next, bool both) const {
+    const int width = padded();
+    int r = 0;
+    for (; r + 2 * kLanes <= width; r += 2 * kLanes) {
+      const Word* queries = s_.queries + static_cast<int64_t>(r) * W::kDepth;
+      score_rows<2>(out + r, width, keys, queries, next, both);
+      next.row = nullptr;
+    }
+    if (r < width)
+      score_rows<1>(out + r, width, keys, s_.queries + static_cast<int64_t>(r) * W::kDepth, next,
+                    both);
+  }
+
+  /// The same where few_ != 0.
+  void score_few_rows(float* out, const Word* const* keys, Prefetch next) const {
+    switch (few_) {
+      case 1:
+        return score_few_tokens<1>(out, keys, next);
+      case 2:
+        return score_few_tokens<2>(out, keys, next);
+      case 4:
+        if constexpr (kMostFew >= 4) return score_few_tokens<4>(out, keys, next);
+        break;
+      default:
+        if constexpr (kMostFew >= 8) return score_few_tokens<8>(out, keys, next);
+    }
+  }
+
+  template <int kFew>
+  void score_few_tokens(float* out, const Word* const* keys, Prefetch next) const {
+    constexpr int kStep = kFewTokens<kFew>;
+    static_assert(2 * kGroup % kStep == 0);
+    for (int n = 0; n < 2 * kGroup; n += kStep) {
+      score_few<W, kFew>(out + n * kLanes, kLanes, keys + n, s_.queries, next);
+      if (next.row != nullptr) next.row += kStep;
+    }
+  }
+
   Shared& s_;
   int rows_ = 0;
+  int few_ = 0;  // rows rounded up to a power of two where the depth is in the lanes, else 0
 };
 
 }  // namespace hipdecode::tile

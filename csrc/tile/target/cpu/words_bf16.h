@@ -55,6 +55,10 @@ struct WordsBf16 {
                                  (__m512bh)_mm512_set1_epi32(static_cast<int>(scalar)));
   }
 
+  static TILE_FN Vec multiply_lanes(Vec acc, Vec a, Vec b) {
+    return (Vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+  }
+
   /// Columns of a row of fp8, as bf16 words in the order of key_column().
   struct Block {
     __m512i first, second;

@@ -24,6 +24,8 @@ struct WordsFp32 {
 
   static TILE_FN Vec multiply_add(Vec acc, Vec lanes, Word scalar) { return acc + lanes * scalar; }
 
+  static TILE_FN Vec multiply_lanes(Vec acc, Vec a, Vec b) { return acc + a * b; }
+
   /// Widens one query row: out[kDepth] words in the order of the staged keys.
   static TILE_FN void query_row(Word* out, const void* source) {
     const auto* q = static_cast<const typename Storage<kQDType>::Type*>(source);

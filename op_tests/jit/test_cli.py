@@ -11,6 +11,7 @@ from hipdecode import settings
 from hipdecode.cli.__main__ import cli
 from hipdecode.errors import HipdecodeError, RegistryError
 from hipdecode.jit import binding, cache, prebuilt
+from hipdecode.jit.library import Library
 
 
 def run(*words: str) -> str:
@@ -45,7 +46,8 @@ def test_build_writes_a_relocatable_folder(
     library = tmp_path / "binding.so"
     library.write_bytes(b"library")
     monkeypatch.setattr(binding, "ensure_binding", lambda: library)
-    plan = binding.BindingRecipe((), "2.13.0", 1, "b" * 64)
+    made = Library("torch binding", (), (), (), abi_version=1, source_key="b" * 64)
+    plan = binding.BindingRecipe(made, "2.13.0")
     monkeypatch.setattr(binding, "recipe", lambda: plan)
     out = tmp_path / "out"
     run("build", "--all", "--target", "cpu-generic", "--target", "cpu-avx2", "--out", str(out))

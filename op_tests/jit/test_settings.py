@@ -23,15 +23,42 @@ def test_settings_read_every_variable() -> None:
         "HIPDECODE_TABLES": "/b",
         "HIPDECODE_CXX": "ccache g++",
         "HIPDECODE_PREBUILT": "/c",
+        "HIPDECODE_SIM_SEED": "7",
+        "HIPDECODE_SIM_CHECKS": "bounds,waits",
+        "HIPDECODE_SIM_COMPUTE_UNITS": "8",
         "XDG_CACHE_HOME": "/d",
     }
     assert Settings.from_env(env) == Settings(
-        "cpu-avx2", Path("/a"), True, 2, True, Path("/b"), "ccache g++", Path("/c"), Path("/d")
+        target="cpu-avx2",
+        cache_dir=Path("/a"),
+        no_build=True,
+        log=2,
+        debug=True,
+        tables=Path("/b"),
+        cxx="ccache g++",
+        prebuilt=Path("/c"),
+        sim_seed=7,
+        sim_checks=("waits", "bounds"),
+        sim_compute_units=8,
+        xdg_cache_home=Path("/d"),
     )
 
 
+def test_the_simulator_checks_everything_or_nothing_by_one_word() -> None:
+    assert Settings.from_env({"HIPDECODE_SIM_CHECKS": "all"}).sim_checks == settings.SIM_CHECKS
+    assert Settings.from_env({"HIPDECODE_SIM_CHECKS": "none"}).sim_checks == ()
+
+
 @pytest.mark.parametrize(
-    "env", [{"HIPDECODE_NO_BUILD": "maybe"}, {"HIPDECODE_LOG": "4"}, {"HIPDECODE_LOG": "loud"}]
+    "env",
+    [
+        {"HIPDECODE_NO_BUILD": "maybe"},
+        {"HIPDECODE_LOG": "4"},
+        {"HIPDECODE_LOG": "loud"},
+        {"HIPDECODE_SIM_SEED": "-1"},
+        {"HIPDECODE_SIM_CHECKS": "bounds,luck"},
+        {"HIPDECODE_SIM_COMPUTE_UNITS": "0"},
+    ],
 )
 def test_settings_raise_when_a_value_means_nothing(env: dict[str, str]) -> None:
     with pytest.raises(BadArgument, match=f"{next(iter(env))}: expected .*, got"):

@@ -18,7 +18,10 @@ MAY_INCLUDE = {
     "kernels": {"kernels", "tile", "abi"},
     "runtime": {"runtime", "abi"},
     "torch": {"torch", "runtime", "abi"},
+    "sim": {"sim", "abi"},
 }
+# The runtime opens the simulator at run time and sees no more of it than its C interface.
+C_INTERFACE = CSRC / "sim" / "c_api.h"
 # What a device compiler without a C++ library also has.
 FREESTANDING = {"bit", "concepts", "cstddef", "cstdint", "limits", "type_traits"}
 
@@ -58,6 +61,8 @@ def folder_of(path: Path, name: str) -> str | None:
     """The folder of csrc/ that an include of `path` lies in; None for headers from elsewhere."""
     beside, from_root = (path.parent / name).resolve(), (CSRC / name).resolve()
     found = next((p for p in (beside, from_root) if p.is_file() and p.is_relative_to(CSRC)), None)
+    if found == C_INTERFACE:
+        return None
     return found.relative_to(CSRC).parts[0] if found else None
 
 

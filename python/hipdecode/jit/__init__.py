@@ -3,6 +3,7 @@
 
 from .binding import ensure_binding
 from .build import BuildResult, KernelFile, build_kernels, ensure_kernel, recipe
+from .simulator import ensure_simulator
 
 __all__ = [
     "BuildResult",
@@ -10,5 +11,6 @@ __all__ = [
     "build_kernels",
     "ensure_binding",
     "ensure_kernel",
+    "ensure_simulator",
     "recipe",
 ]

@@ -7,9 +7,7 @@ all the same, because its headers are part of the text.
 
 from __future__ import annotations
 
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from hipdecode import paths, settings
 from hipdecode.errors import BuildError, ToolchainError
 
 from . import cache, keys, prebuilt, toolchain
+from .library import Library, compile_library, library
 
 _ARTEFACT = "binding.so"
 _FOLDERS = ("runtime", "torch")
@@ -32,17 +31,23 @@ class BindingRecipe:
     """What the binding is made from, all but the compiler.
 
     Attributes:
-        sources: the .cpp files, sorted.
+        library: sources, flags and their key; no torch version, since a prebuilt binding serves
+            them all.
         torch: the version of torch whose headers it includes.
-        abi_version: of csrc/abi/abi_version.h.
-        source_key: sha256 of the texts, included files, flags and ABI version; no torch version,
-            since a prebuilt binding serves them all.
     """
 
-    sources: tuple[Path, ...]
+    library: Library
     torch: str
-    abi_version: int
-    source_key: str
+
+    @property
+    def abi_version(self) -> int:
+        """Of csrc/abi/abi_version.h."""
+        return self.library.abi_version
+
+    @property
+    def source_key(self) -> str:
+        """The sha256 of texts, included files, flags and ABI version."""
+        return self.library.source_key
 
     def entry(self, compiler: toolchain.Compiler) -> Path:
         """The binding's cache folder."""
@@ -63,20 +68,8 @@ def recipe() -> BindingRecipe:
     """
     import torch
 
-    root = paths.csrc_dir()
-    tree = keys.source_tree(root)
-    sources = tuple(sorted(path for name in _FOLDERS for path in (root / name).glob("*.cpp")))
-    if not sources:
-        raise BuildError(f"{root}: expected .cpp files in runtime and torch, got none; reinstall")
-    texts = {path: path.read_text(encoding="utf-8") for path in sources}
-    abi = tree.abi_version()
-    source_key = keys.digest(
-        texts={path.relative_to(root).as_posix(): text for path, text in texts.items()},
-        includes=[tree.closure(text, path.parent) for path, text in texts.items()],
-        flags=(_COMPILE_FLAGS, _LINK_FLAGS),
-        abi_version=abi,
-    )
-    return BindingRecipe(sources, str(torch.__version__), abi, source_key)
+    plan = library("torch binding", _FOLDERS, _COMPILE_FLAGS, _LINK_FLAGS)
+    return BindingRecipe(plan, str(torch.__version__))
 
 
 def ensure_binding() -> Path:
@@ -124,25 +117,10 @@ def _compile(plan: BindingRecipe, compiler: toolchain.Compiler, folder: Path) ->
 
     settings.log(settings.LOG_BUILDS, f"building the torch binding for torch {plan.torch}")
     start = time.perf_counter()
-    includes = [word for path in include_paths() for word in ("-isystem", path)]
-    objects = [f"{path.parent.name}_{path.stem}.o" for path in plan.sources]
-
-    def compile_one(source: Path, object_name: str) -> None:
-        command = (
-            *compiler.command, *_COMPILE_FLAGS, f"-I{paths.csrc_dir()}", *includes,
-            "-c", str(source), "-o", object_name,
-        )  # fmt: skip
-        log = folder / f"{object_name}.log"
-        toolchain.run(f"torch binding, {source.name}", command, folder, log)
-
-    jobs = min(len(plan.sources), len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        list(pool.map(compile_one, plan.sources, objects))
-    libraries = [f"-L{path}" for path in library_paths()]
-    link = (*compiler.command, *objects, *libraries, *_LINK_FLAGS, "-o", _ARTEFACT)
-    toolchain.run("torch binding", link, folder, folder / "build.log")
-    for name in objects:
-        (folder / name).unlink()
+    link = compile_library(
+        plan.library, compiler, folder, _ARTEFACT,
+        includes=include_paths(), library_paths=library_paths(),
+    )  # fmt: skip
     seconds = time.perf_counter() - start
     settings.log(settings.LOG_BUILDS, f"built the torch binding in {seconds:.1f} s")
     return {

@@ -45,16 +45,17 @@ struct Config {
   int64_t max_qlen;     // query rows per request
   int64_t rows_cap;     // query rows per tile
 
+  // own(): there is one thread, and its state is more than a wave's shared registers hold
   TILE_FN explicit Config(const MlaPlanParams& p)
-      : clusters(max64(p.work_indptr_size - 1, 0)),
-        batch(max64(p.batch, 0)),
+      : clusters(tile::own(max64(p.work_indptr_size - 1, 0))),
+        batch(tile::own(max64(p.batch, 0))),
         requests(batch),
-        token_qlen(1),
-        page_size(max64(p.page_size, 1)),
-        granularity(max64(p.kv_granularity, 1)),
+        token_qlen(tile::own(int64_t{1})),
+        page_size(tile::own(max64(p.page_size, 1))),
+        granularity(tile::own(max64(p.kv_granularity, 1))),
         overhead(max64(ceil_div(kOverheadPages, page_size), 1)),
-        max_qlen(p.max_seqlen_qo >= 1 ? p.max_seqlen_qo : kMaxInt32),
-        rows_cap(max64(kTileRows / max64(p.nhead, 1), 1)) {
+        max_qlen(tile::own(p.max_seqlen_qo >= 1 ? p.max_seqlen_qo : kMaxInt32)),
+        rows_cap(tile::own(max64(kTileRows / max64(p.nhead, 1), 1))) {
     if (p.topk < 0 || batch == 0) return;
     int64_t qlen = p.uni_seqlen_qo;
     if (qlen < 1) qlen = static_cast<int64_t>(p.qo_indptr[1]) - p.qo_indptr[0];

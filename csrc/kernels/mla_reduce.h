@@ -14,23 +14,24 @@ struct MlaReduce {
   static constexpr int kMaxHeadDimV = 1024, kWaves = 4;
   struct Shared {};
 
-  /// A tile that was split.
+  /// A tile that was split: at most 2^30 rows, over all heads.
   struct Tile {
     const int32_t* map;  // base rows of its partials
-    int32_t count;       // of partials; at most one: nothing to merge
-    int64_t first_row, rows;
+    int32_t count;       // of partials; zero: nothing to merge
+    int32_t units;       // rows x heads
+    int64_t first_row;
   };
 
-  static TILE_FN Tile tile_at(const Params& p, int64_t t) {
+  static TILE_FN Tile tile_at(const Params& p, int32_t t) {
     const int64_t first = clamp(p.reduce_indptr[t], 0, p.num_partials);
     const int64_t count = clamp(p.reduce_indptr[t + 1], first, p.num_partials) - first;
     const int32_t* map = p.reduce_partial_map + first;
     if (count <= 1) return {map, 0, 0, 0};
-    const int64_t begin = p.reduce_final_map ? p.reduce_final_map[2 * t] : map[0];
-    const int64_t end = p.reduce_final_map ? p.reduce_final_map[2 * t + 1] : map[1];
-    const int64_t rows = end - begin, first_row = p.reduce_final_map ? begin : t * rows;
-    const bool inside = first_row >= 0 && first_row + rows <= p.rows_o;
-    return {map, inside ? static_cast<int32_t>(count) : 0, first_row, rows};
+    const int32_t* ends = p.reduce_final_map ? p.reduce_final_map + 2 * int64_t{t} : map;
+    const int64_t rows = int64_t{ends[1]} - ends[0];
+    const int64_t first_row = p.reduce_final_map ? ends[0] : t * rows;
+    if (rows < 0 || first_row < 0 || first_row + rows > p.rows_o) return {map, 0, 0, 0};
+    return {map, static_cast<int32_t>(count), clamp32(rows * p.nhead, 0, 1 << 30), first_row};
   }
 
   static TILE_FN void run(const Params& p, tile::Block block, Shared&) {
@@ -38,28 +39,25 @@ struct MlaReduce {
     const int32_t waves = block.count() * block.waves();
     const int32_t wave = block.index() * block.waves() + block.wave();
     const int32_t team = waves > p.tiles ? waves / p.tiles : 1, teams = waves / team;
-    for (int64_t t = wave / team; t < p.tiles; t += teams) {
+    for (int32_t t = wave / team; t < p.tiles; t += teams) {
       const Tile tile = tile_at(p, t);
-      if (tile.count == 0) continue;
       // stage 1: one merge per row and head
-      for (int64_t unit = wave % team; unit < tile.rows * p.nhead; unit += team)
-        merge_row(p, tile, static_cast<uint32_t>(unit));
+      for (int32_t unit = wave % team; unit < tile.units; unit += team)
+        merge_row(p, tile, unit / p.nhead, unit % p.nhead);
     }
   }
 
-  static TILE_FN void merge_row(const Params& p, const Tile& tile, uint32_t unit) {
-    const int64_t r = unit / static_cast<uint32_t>(p.nhead),
-                  head = unit % static_cast<uint32_t>(p.nhead);
+  static TILE_FN void merge_row(const Params& p, const Tile& tile, int32_t r, int32_t head) {
     if (!tile::all_over(tile.count, [&](int32_t k) {
-          return tile.map[k] >= 0 && tile.map[k] + r < p.partial_rows;
+          return tile.map[k] >= 0 && int64_t{tile.map[k]} + r < p.partial_rows;
         }))
       return;
     const int64_t row = tile.first_row + r;
     auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
     float* lse = p.lse == nullptr ? nullptr : p.lse + row * p.nhead + head;
-    merge_partials<kMaxHeadDimV>({o, lse, p.o_dtype}, p.partial_o, p.partial_lse, tile.count,
-                                 p.head_dim_v,
-                                 [&](int32_t k) { return (tile.map[k] + r) * p.nhead + head; });
+    merge_partials<kMaxHeadDimV>(
+        {o, lse, p.o_dtype}, p.partial_o, p.partial_lse, tile.count, p.head_dim_v,
+        [&](int32_t k) { return (int64_t{tile.map[k]} + r) * p.nhead + head; });
   }
 };
 

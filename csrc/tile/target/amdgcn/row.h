@@ -8,46 +8,37 @@
 
 namespace hipdecode::tile {
 
-/// One row of at most kMost fp32 elements, shared by the lanes of a wave: four neighbours a lane.
+/// One row of at most kMost fp32 elements, shared by the lanes of a wave: four neighbours a lane,
+/// and up to three that are left over in the first lanes.
 template <int kMost>
 class Row {
  public:
   TILE_FN void clear() {
-    for (Quad& quad : sum_) quad = Quad{};
+    for (Quad& quad : quads_) quad = Quad{};
+    rest_ = 0;
   }
 
   /// Adds weight * partial; a weight of zero adds nothing, whatever the partial holds.
   TILE_FN void add(const float* partial, float weight, int count) {
+    // no branch on the weight: the loads of several partials stay in flight together
+    const bool counts = weight != 0;
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
-      const int at = first(i);
-      Quad x{};
-      if (at + 4 <= count) {
-        x = *reinterpret_cast<const Floats*>(partial + at);
-      } else {
-#pragma unroll
-        for (int e = 0; e < 3; ++e)
-          if (at + e < count) x[e] = partial[at + e];
-      }
-      // no branch on the weight: the loads of several partials stay in flight together
-      sum_[i] += weight == 0 ? Quad{} : x * weight;
+      if (first(i) + 4 > count) break;
+      const Quad x = *reinterpret_cast<const Floats*>(partial + first(i));
+      quads_[i] += counts ? x * weight : Quad{};
     }
+    if (lane() < count % 4) rest_ += counts ? partial[count / 4 * 4 + lane()] * weight : 0;
   }
 
   /// destination[i] = element i * scale, as bf16, fp16 or fp32.
   TILE_FN void store(void* destination, float scale, int count, abi::DType type) const {
-#pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      const Quad x = sum_[i] * scale;
-      if (type == abi::DType::fp32)
-        store_quad<Floats, float>(destination, x, first(i), count);
-      else if (type == abi::DType::bf16)
-        store_quad<Bfloats, __bf16>(destination, __builtin_convertvector(x, Bfloats), first(i),
-                                    count);
-      else
-        store_quad<Halves, _Float16>(destination, __builtin_convertvector(x, Halves), first(i),
-                                     count);
-    }
+    if (type == abi::DType::fp32)
+      store_as<float, Floats>(destination, scale, count);
+    else if (type == abi::DType::bf16)
+      store_as<__bf16, Bfloats>(destination, scale, count);
+    else
+      store_as<_Float16, Halves>(destination, scale, count);
   }
 
  private:
@@ -60,19 +51,19 @@ class Row {
 
   static TILE_FN int first(int quad) { return (quad * kLanes + lane()) * 4; }
 
-  template <class Vector, class Element>
-  static TILE_FN void store_quad(void* destination, Vector x, int at, int count) {
-    Element* out = static_cast<Element*>(destination) + at;
-    if (at + 4 <= count) {
-      *reinterpret_cast<Vector*>(out) = x;
-      return;
-    }
+  template <class Element, class Four>
+  TILE_FN void store_as(void* destination, float scale, int count) const {
+    auto* out = static_cast<Element*>(destination);
 #pragma unroll
-    for (int e = 0; e < 3; ++e)
-      if (at + e < count) out[e] = x[e];
+    for (int i = 0; i < kQuads; ++i) {
+      if (first(i) + 4 > count) break;
+      *reinterpret_cast<Four*>(out + first(i)) = __builtin_convertvector(quads_[i] * scale, Four);
+    }
+    if (lane() < count % 4) out[count / 4 * 4 + lane()] = static_cast<Element>(rest_ * scale);
   }
 
-  Quad sum_[kQuads];
+  Quad quads_[kQuads];
+  float rest_;
 };
 
 }  // namespace hipdecode::tile

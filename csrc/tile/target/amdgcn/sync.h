@@ -32,6 +32,13 @@ TILE_FN T uniform(T value) {
   return __builtin_bit_cast(T, words);
 }
 
+/// `value`, which the caller computes with alone: in vector registers, which are many.
+template <class T>
+TILE_FN T own(T value) {
+  asm("" : "+v"(value));
+  return value;
+}
+
 /// All waves of a block meet here; what they wrote to group memory before is visible after.
 TILE_FN void barrier() {
   __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");

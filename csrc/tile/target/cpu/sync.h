@@ -20,6 +20,13 @@ TILE_FN T uniform(T value) {
   return value;
 }
 
+/// `value`, which the caller computes with alone: a target that keeps values of a whole wave in
+/// registers of their own keeps it out of them.
+template <class T>
+TILE_FN T own(T value) {
+  return value;
+}
+
 /// Counts this block in at `counter` and returns how many came before, to all threads. What the
 /// earlier blocks wrote is visible to the last one; the counter goes back to zero when `expected`
 /// blocks have arrived, so that a replayed launch finds it as it was.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -13,8 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hipdecode import registry
+from hipdecode import budgets, registry
 from hipdecode import target as targets
+from hipdecode.cli.report import facts_table
+from hipdecode.errors import BudgetError
+from hipdecode.facts import KernelFacts, read_facts
 from hipdecode.jit import BuildResult, binding, build_kernels, prebuilt, recipe, selection
 
 
@@ -34,6 +38,8 @@ from hipdecode.jit import BuildResult, binding, build_kernels, prebuilt, recipe,
     help="Also write a relocatable folder for HIPDECODE_PREBUILT.",
 )
 @click.option("--jobs", type=click.IntRange(1), help="Compilers at once. [cores]")
+@click.option("--report", is_flag=True, help="Print the facts of every code object (GPUs).")
+@click.option("--check", is_flag=True, help="Fail where one exceeds configs/budgets.json (GPUs).")
 def command(
     names: tuple[str, ...],
     more: tuple[str, ...],
@@ -41,6 +47,8 @@ def command(
     everything: bool,
     out: Path | None,
     jobs: int | None,
+    report: bool,
+    check: bool,
 ) -> None:
     """Compile kernels ahead of time.
 
@@ -59,6 +67,8 @@ def command(
         else:
             kernels = selection.default_kernels(target)
         results[target.artefact] = _build(console, target.artefact, kernels, jobs)
+    if report or check:
+        _report(console, results, print_all=report, check=check)
     if out or not modules:
         start = time.perf_counter()
         library = binding.ensure_binding()
@@ -78,8 +88,11 @@ def _build(console: Console, target: str, names: Sequence[str], jobs: int) -> li
         def done(result: BuildResult) -> None:
             progress.update(task, advance=1, description=f"{target} {result.name}")
 
+        start = time.perf_counter()
         results = build_kernels(target, names, jobs=jobs, done=done)
+        wall = time.perf_counter() - start
     console.print(_table(target, results))
+    console.print(f"{target}: {len(results)} kernels in {wall:.1f} s, {jobs} compilers at once")
     return results
 
 
@@ -91,6 +104,28 @@ def _table(target: str, results: Sequence[BuildResult]) -> Table:
         compiled = sum(result.built for result in mine)
         table.add_row(module, str(len(mine)), str(compiled), f"{seconds:.1f}")
     return table
+
+
+def _report(
+    console: Console, results: dict[str, list[BuildResult]], *, print_all: bool, check: bool
+) -> None:
+    """Prints what the code objects say about themselves, and holds it against the budgets."""
+    found: list[KernelFacts] = []
+    for target, built in results.items():
+
+        def read(result: BuildResult, target: str = target) -> KernelFacts:
+            return read_facts(result.file.path, result.name, target, result.file.symbol)
+
+        with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+            mine = sorted(pool.map(read, built), key=lambda kernel: kernel.name)
+        if print_all:
+            console.print(facts_table(target, mine))
+        found += mine
+    if check:
+        over = budgets.overruns(found, budgets.load(budgets.budgets_path()))
+        if over:
+            raise BudgetError("\n  ".join(["budgets exceeded:", *map(str, over)]))
+        console.print(f"{len(found)} kernels are within {budgets.budgets_path().name}")
 
 
 def _write(out: Path, results: dict[str, list[BuildResult]], library: Path) -> None:

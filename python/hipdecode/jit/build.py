@@ -14,8 +14,6 @@ from hipdecode.errors import BuildError, ToolchainError
 
 from . import cache, keys, prebuilt, toolchain
 
-_ARTEFACT = "kernel.so"
-_SOURCE = "kernel.cpp"
 _TILE_TARGETS = "tile/target"
 _DEBUG_FLAGS = ("-g", "-DHIPDECODE_DEBUG=1")
 
@@ -41,6 +39,7 @@ class Recipe:
         target: the artefact's target, such as `cpu-avx2`.
         kernel: the registry's kernel.
         source: text of the translation unit.
+        kind: of compiler, out of toolchain.TOOLCHAINS.
         flags: compiler flags in order.
         abi_version: of csrc/abi/abi_version.h.
         source_key: sha256 of text, included files, flags, target and ABI version.
@@ -49,9 +48,15 @@ class Recipe:
     target: str
     kernel: registry.Kernel
     source: str
+    kind: str
     flags: tuple[str, ...]
     abi_version: int
     source_key: str
+
+    @property
+    def tools(self) -> toolchain.Toolchain:
+        """The kind of compiler."""
+        return toolchain.TOOLCHAINS[self.kind]
 
     def key(self, compiler: toolchain.Compiler) -> str:
         """The sha256 that names the artefact of this compiler."""
@@ -67,7 +72,8 @@ class Recipe:
     def command(self, compiler: toolchain.Compiler) -> tuple[str, ...]:
         """The compile command, run in a folder that holds the source."""
         include = f"-I{paths.csrc_dir()}"
-        return (*compiler.command, *self.flags, include, _SOURCE, "-o", _ARTEFACT)
+        files = (self.tools.source, "-o", self.tools.artefact)
+        return (*compiler.command, *self.flags, include, *files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +123,7 @@ def recipe(kernel: registry.Kernel, target_name: str) -> Recipe:
         target=artefact,
         abi_version=abi,
     )
-    return Recipe(artefact, kernel, source, flags, abi, source_key)
+    return Recipe(artefact, kernel, source, how.toolchain, flags, abi, source_key)
 
 
 def ensure_kernel(target_name: str, name: str) -> KernelFile:
@@ -183,10 +189,10 @@ def _ensure(target_name: str, name: str) -> BuildResult:
     if found:
         return result(found, False)
     try:
-        compiler = toolchain.find()
+        compiler = toolchain.find(plan.kind)
         entry = plan.entry(compiler)
         if cache.is_complete(entry):
-            return result(entry / _ARTEFACT, False)
+            return result(entry / plan.tools.artefact, False)
         if settings.current().no_build:
             raise _forbidden(plan, f"it is not in {paths.cache_dir()}{reason}")
         built = cache.get_or_build(entry, lambda folder: _compile(plan, compiler, folder))
@@ -194,7 +200,7 @@ def _ensure(target_name: str, name: str) -> BuildResult:
         if settings.current().no_build:
             raise _forbidden(plan, f"{error}{reason}") from error
         raise ToolchainError(f"{error}{reason}") from error
-    return result(entry / _ARTEFACT, built)
+    return result(entry / plan.tools.artefact, built)
 
 
 def _other_tiles(tile: str | None) -> tuple[str, ...]:
@@ -210,12 +216,13 @@ def _compile(plan: Recipe, compiler: toolchain.Compiler, folder: Path) -> dict[s
     command = plan.command(compiler)
     settings.log(settings.LOG_BUILDS, f"building {plan.kernel.name} for {plan.target}")
     start = time.perf_counter()
-    (folder / _SOURCE).write_text(plan.source, encoding="utf-8")
-    toolchain.run(f"{plan.kernel.name} for {plan.target}", command, folder, folder / "build.log")
-    if not (folder / _ARTEFACT).is_file():
+    (folder / plan.tools.source).write_text(plan.source, encoding="utf-8")
+    subject = f"{plan.kernel.name} for {plan.target}"
+    toolchain.run(subject, command, folder, folder / "build.log", plan.tools.choice)
+    if not (folder / plan.tools.artefact).is_file():
         raise BuildError(
-            f"{plan.kernel.name}: expected the compiler to write {_ARTEFACT}, got nothing; "
-            f"choose another compiler with HIPDECODE_CXX\ncommand: {' '.join(command)}"
+            f"{plan.kernel.name}: expected the compiler to write {plan.tools.artefact}, got "
+            f"nothing; choose another compiler {plan.tools.choice}\ncommand: {' '.join(command)}"
         )
     settings.log(
         settings.LOG_BUILDS, f"built {plan.kernel.name} in {time.perf_counter() - start:.1f} s"

@@ -112,7 +112,7 @@ def write(
         for target, files in kernels.items():
             held = {**held, target: dict(held.get(target, {}))}
             for name, (path, key) in files.items():
-                file = f"{target}/{name.replace('/', '__')}-{key[:16]}.so"
+                file = f"{target}/{name.replace('/', '__')}-{key[:16]}{path.suffix}"
                 held[target][name] = _add(folder, file, path, key)
         manifest: Manifest = {
             "format": _FORMAT,

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""The C++ compiler: which one, exactly which version, and running it."""
+"""The compilers: which one for a target, exactly which version, and running it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,12 +19,61 @@ from pathlib import Path
 from hipdecode import paths, settings
 from hipdecode.errors import BuildError, CacheError, ToolchainError
 
-_CANDIDATES = ("g++", "clang++", "c++")
 _TAIL_LINES = 40
 _TIME_LIMIT_S = 900
+_LEAST_CLANG = 22
 _NO_SPACE = "No space left on device"
-_Identities = dict[str, tuple[str, str]]
+_Identities = dict[str, tuple[str, ...]]
 _identities: dict[Path, _Identities] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """A kind of compiler, as the targets of the registry name it.
+
+    Attributes:
+        candidates: names or paths, the first that is there and serves is taken.
+        source: the file name of a translation unit.
+        artefact: the file name of what it becomes.
+        needs: what is expected, for messages.
+        remedy: what to do where there is none.
+        choice: how another one is chosen.
+        questions: options that make it say who it is; version first.
+    """
+
+    candidates: tuple[str, ...]
+    source: str
+    artefact: str
+    needs: str
+    remedy: str
+    choice: str
+    questions: tuple[str, ...] = ("--version", "-dumpmachine")
+
+
+_PREBUILT = "set HIPDECODE_PREBUILT to a folder from `hipdecode build --out`"
+TOOLCHAINS = {
+    "cxx": Toolchain(
+        ("g++", "clang++", "c++"), "kernel.cpp", "kernel.so",
+        "one of g++, clang++, c++ in PATH",
+        f"install one, set HIPDECODE_CXX, or {_PREBUILT}",
+        "with HIPDECODE_CXX",
+    ),
+    "hip": Toolchain(
+        ("hipcc", "/opt/rocm/bin/hipcc", "clang++-22", "clang++"), "kernel.hip", "kernel.hsaco",
+        f"hipcc of ROCm, or clang {_LEAST_CLANG} or newer with its lld, in PATH",
+        f"install the Debian packages clang-22 and lld-22 (from apt.llvm.org where the release "
+        f"has none), or {_PREBUILT}",
+        "by PATH",
+    ),
+    "nvcc": Toolchain(
+        ("nvcc", "/usr/local/cuda/bin/nvcc"), "kernel.cu", "kernel.cubin",
+        "nvcc of CUDA 12.4 or newer in PATH",
+        f"install the CUDA toolkit, or {_PREBUILT}",
+        "by PATH",
+        ("--version",),
+    ),
+}  # fmt: skip
+_LINKER = "-print-prog-name=lld"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +96,66 @@ class Compiler:
         return self.version.partition("\n")[0]
 
 
-def find() -> Compiler:
-    """The compiler of this process: HIPDECODE_CXX, else the first of g++, clang++ and c++.
+def find(kind: str = "cxx") -> Compiler:
+    """The compiler of this process for one of TOOLCHAINS.
 
-    Its identity is remembered in the cache folder by path, time and size of the executable, so
-    that a cache hit starts no process.
+    `cxx` is HIPDECODE_CXX where that is set. The identity is remembered in the cache folder by
+    path, time and size of the executable, so that a cache hit starts no process.
 
     Raises:
         ToolchainError: there is none, or it cannot be started or does not say who it is.
     """
-    command = _command()
-    memo, stamp = _memo_path(), _stamp(command)
+    tools = TOOLCHAINS[kind]
+    named = settings.current().cxx
+    if kind == "cxx" and named:
+        return _compiler(_named(named), tools)
+    reasons = []
+    for candidate in tools.candidates:
+        found = shutil.which(candidate)
+        if not found:
+            continue
+        reason = _unfit(found) if kind == "hip" and "clang" in Path(found).name else None
+        if reason is None:
+            return _compiler((found,), tools)
+        reasons.append(reason)
+    raise ToolchainError(
+        f"compiler: expected {tools.needs}, got {', '.join(reasons) or 'none'}; {tools.remedy}"
+    )
+
+
+def _compiler(command: tuple[str, ...], tools: Toolchain) -> Compiler:
+    version, *machine = _answers(command, tools.questions, tools.choice)
+    return Compiler(command, version, machine[0] if machine else platform.machine())
+
+
+def _unfit(clang: str) -> str | None:
+    """Why a clang cannot build for AMD GPUs; None where it can."""
+    version, linker = _answers((clang,), ("--version", _LINKER), "by PATH")
+    number = re.search(r"clang version (\d+)", version)
+    if number is None or int(number[1]) < _LEAST_CLANG:
+        return f"{clang} ({version.partition(chr(10))[0]})"
+    return None if Path(linker).is_absolute() else f"{clang} without lld"
+
+
+def _answers(command: tuple[str, ...], questions: tuple[str, ...], choice: str) -> tuple[str, ...]:
+    """What a compiler says to some options, remembered."""
+    memo, stamp = _memo_path(), _stamp(command, questions)
     known = _identities.setdefault(memo, {})
     if stamp not in known:
         known.update(_read_memo(memo))
     if stamp not in known:
-        known[stamp] = (_ask(command, "--version"), _ask(command, "-dumpmachine"))
+        known[stamp] = tuple(_ask(command, question, choice) for question in questions)
         _write_memo(memo, {stamp: known[stamp]})
-    return Compiler(command, *known[stamp])
+    return known[stamp]
 
 
-def run(subject: str, command: Sequence[str], folder: Path, log: Path) -> None:
+def run(
+    subject: str,
+    command: Sequence[str],
+    folder: Path,
+    log: Path,
+    choice: str = TOOLCHAINS["cxx"].choice,
+) -> None:
     """Runs one compile or link command.
 
     Args:
@@ -73,6 +163,7 @@ def run(subject: str, command: Sequence[str], folder: Path, log: Path) -> None:
         command: the words of the command.
         folder: its working and temporary folder.
         log: file that gets the command and its output appended.
+        choice: how another compiler is chosen.
 
     Raises:
         ToolchainError: the command cannot be started.
@@ -96,7 +187,7 @@ def run(subject: str, command: Sequence[str], folder: Path, log: Path) -> None:
         except OSError as error:
             raise ToolchainError(
                 f"{subject}: expected a compiler that starts, got {error.strerror} from "
-                f"{command[0]}; set HIPDECODE_CXX to a C++20 compiler\ncommand: {line}"
+                f"{command[0]}; choose another compiler {choice}\ncommand: {line}"
             ) from error
         if status == 0:
             return
@@ -112,41 +203,32 @@ def run(subject: str, command: Sequence[str], folder: Path, log: Path) -> None:
         )
     raise BuildError(
         f"{subject}: expected the compiler to succeed, got {got}; "
-        f"correct the source or choose another compiler with HIPDECODE_CXX\n{details}"
+        f"correct the source or choose another compiler {choice}\n{details}"
     )
 
 
-def _command() -> tuple[str, ...]:
-    named = settings.current().cxx
-    if named:
-        words = shlex.split(named)
-        if not words or shutil.which(words[0]) is None:
-            raise ToolchainError(
-                f"HIPDECODE_CXX: expected a C++20 compiler, got {named!r}, which is not an "
-                "executable file; correct or unset it"
-            )
-        return tuple(words)
-    for name in _CANDIDATES:
-        found = shutil.which(name)
-        if found:
-            return (found,)
-    raise ToolchainError(
-        f"compiler: expected one of {', '.join(_CANDIDATES)} in PATH, got none; install one, set "
-        "HIPDECODE_CXX, or set HIPDECODE_PREBUILT to a folder from `hipdecode build --out`"
-    )
+def _named(text: str) -> tuple[str, ...]:
+    """The words of HIPDECODE_CXX."""
+    words = shlex.split(text)
+    if not words or shutil.which(words[0]) is None:
+        raise ToolchainError(
+            f"HIPDECODE_CXX: expected a C++20 compiler, got {text!r}, which is not an "
+            "executable file; correct or unset it"
+        )
+    return tuple(words)
 
 
-def _stamp(command: tuple[str, ...]) -> str:
+def _stamp(command: tuple[str, ...], questions: tuple[str, ...]) -> str:
     files: list[list[str | int]] = []
     for word in command:
         found = shutil.which(word)
         if found:
             stat = Path(found).stat()
             files.append([str(Path(found).absolute()), stat.st_mtime_ns, stat.st_size])
-    return json.dumps([command, files])
+    return json.dumps([command, questions, files])
 
 
-def _ask(command: tuple[str, ...], question: str) -> str:
+def _ask(command: tuple[str, ...], question: str, choice: str) -> str:
     line = shlex.join((*command, question))
     try:
         answer = subprocess.run(
@@ -155,13 +237,13 @@ def _ask(command: tuple[str, ...], question: str) -> str:
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ToolchainError(
-            f"compiler: expected `{line}` to start, got {error}; set HIPDECODE_CXX to another"
+            f"compiler: expected `{line}` to start, got {error}; choose another {choice}"
         ) from error
     if answer.returncode != 0 or not answer.stdout.strip():
         said = (answer.stderr or answer.stdout).strip()[-2000:] or "(no output)"
         raise ToolchainError(
             f"compiler: expected `{line}` to say who it is, got exit status "
-            f"{answer.returncode}; set HIPDECODE_CXX to another\n{said}"
+            f"{answer.returncode}; choose another {choice}\n{said}"
         )
     return answer.stdout.strip()
 
@@ -173,7 +255,7 @@ def _memo_path() -> Path:
 def _read_memo(path: Path) -> _Identities:
     try:
         memo = json.loads(path.read_text(encoding="utf-8"))
-        return {stamp: (str(version), str(machine)) for stamp, (version, machine) in memo.items()}
+        return {stamp: tuple(map(str, answers)) for stamp, answers in memo.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 

@@ -81,26 +81,24 @@ void unpack_bfloat(const Lanes* registers, int elements, Elements<float>& result
   }
 }
 
-// One row of the result: the columns of one register's lanes.
-template <class T, int kSize>
+// Some columns of one row of the result, consecutive lanes of a register: the host's widest vector.
+// Eight rows of them leave registers for the operands.
+constexpr int kColumns = __BIGGEST_ALIGNMENT__ / 4, kRows = 8;
+template <class T>
 struct RowOf {
-  using type [[gnu::vector_size(sizeof(T) * kSize)]] = T;
+  using type [[gnu::vector_size(sizeof(T) * kColumns)]] = T;
 };
-template <class T, int kSize>
-using Row = typename RowOf<T, kSize>::type;
+template <class T>
+using Row = typename RowOf<T>::type;
 
-/// kRows rows of one block at a time, so that they stay in registers while k runs.
-template <int kSize, int kRows, class T>
-void accumulate(const Elements<T>& a, const Elements<T>& b, int elements, int first_group,
-                int groups, int b_shift, int first_row, Row<T, kSize> (&sum)[kRows]) {
-  for (int group = first_group; group < first_group + groups; ++group) {
-    for (int e = 0; e < elements; ++e) {
-      const auto* a_row = a.at[static_cast<size_t>(e)].data() + group * kSize + first_row;
-      Row<T, kSize> b_row;
-      std::memcpy(&b_row, b.at[static_cast<size_t>(e)].data() + (group + b_shift) * kSize,
-                  sizeof(b_row));
-      for (int row = 0; row < kRows; ++row) sum[row] += a_row[row] * b_row;
-    }
+/// Adds the products of one group of lanes to kRows x kColumns sums, which stay in registers while
+/// k runs. Products of 16-bit and smaller elements are exact in fp32.
+template <class T>
+void accumulate(const T* a, const T* b, int elements, Row<T> (&sum)[kRows]) {
+  for (int e = 0; e < elements; ++e, a += kLanes, b += kLanes) {
+    Row<T> b_row;
+    std::memcpy(&b_row, b, sizeof(b_row));
+    for (int row = 0; row < kRows; ++row) sum[row] += a[row] * b_row;
   }
 }
 
@@ -110,25 +108,30 @@ struct Place {
 };
 template <int kSize>
 constexpr Place place_of(int row) {
-  if constexpr (kSize == 4) return {row, 0};
   constexpr int kGroups = kLanes / kSize;  // of lanes: each has 4 consecutive rows
   return {row / (4 * kGroups) * 4 + row % 4, row / 4 % kGroups * kSize};
 }
 
+/// One block: `groups` groups of lanes from first_group on hold A; those of B lie b_shift further.
 template <int kSize, class T>
 void multiply_block(const Elements<T>& a, const Elements<T>& b, int elements, int first_group,
                     int groups, int b_shift, Lanes* result) {
-  constexpr int kRows = kSize == 32 ? 8 : kSize == 16 ? 16 : 4;
-  for (int first = 0; first < kSize; first += kRows) {
-    Row<T, kSize> sum[kRows];
+  for (int corner = 0; corner < kSize * kSize; corner += kRows * kColumns) {
+    const int first = corner / (kRows * kSize) * kRows, column = corner / kRows % kSize;
+    Row<T> sum[kRows];
     for (int row = 0; row < kRows; ++row) {
       const Place place = place_of<kSize>(first + row);
-      std::memcpy(&sum[row], result[place.index].at.data() + place.lane, sizeof(sum[row]));
+      std::memcpy(&sum[row], &result[place.index].at[static_cast<size_t>(place.lane + column)],
+                  sizeof(sum[row]));
     }
-    accumulate<kSize, kRows>(a, b, elements, first_group, groups, b_shift, first, sum);
+    for (int group = first_group; group < first_group + groups; ++group) {
+      accumulate(a.at[0].data() + group * kSize + first,
+                 b.at[0].data() + (group + b_shift) * kSize + column, elements, sum);
+    }
     for (int row = 0; row < kRows; ++row) {
       const Place place = place_of<kSize>(first + row);
-      std::memcpy(result[place.index].at.data() + place.lane, &sum[row], sizeof(sum[row]));
+      std::memcpy(&result[place.index].at[static_cast<size_t>(place.lane + column)], &sum[row],
+                  sizeof(sum[row]));
     }
   }
 }

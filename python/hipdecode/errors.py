@@ -42,5 +42,17 @@ class TableError(HipdecodeError, ValueError):
     """A dispatch table cannot be read, or its rows leave gaps or overlap."""
 
 
+class SimulatorError(HipdecodeError, RuntimeError):
+    """The simulator refuses a code object or a launch, or a check failed while it ran."""
+
+
+class FactsError(HipdecodeError):
+    """An artefact's facts cannot be read."""
+
+
+class BudgetError(HipdecodeError):
+    """A kernel takes more registers, memory or code than configs/budgets.json grants."""
+
+
 class TargetError(HipdecodeError, ValueError):
     """The target name is unknown, or this machine cannot run it."""

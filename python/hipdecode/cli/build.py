@@ -16,7 +16,7 @@ from rich.table import Table
 
 from hipdecode import budgets, registry
 from hipdecode import target as targets
-from hipdecode.cli.report import facts_table
+from hipdecode.cli.report import facts_table, report_console
 from hipdecode.errors import BudgetError
 from hipdecode.facts import KernelFacts, read_facts
 from hipdecode.jit import BuildResult, binding, build_kernels, prebuilt, recipe, selection
@@ -119,7 +119,7 @@ def _report(
         with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
             mine = sorted(pool.map(read, built), key=lambda kernel: kernel.name)
         if print_all:
-            console.print(facts_table(target, mine))
+            report_console().print(facts_table(target, mine))
         found += mine
     if check:
         over = budgets.overruns(found, budgets.load(budgets.budgets_path()))

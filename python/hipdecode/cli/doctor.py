@@ -22,8 +22,10 @@ from rich.table import Table
 import hipdecode
 from hipdecode import ops, paths, registry, settings, tables
 from hipdecode import target as targets
+from hipdecode.cli.report import print_in_depth, report_console
 from hipdecode.errors import HipdecodeError, ToolchainError
-from hipdecode.jit import binding, cache, keys, prebuilt, toolchain
+from hipdecode.facts import read_facts
+from hipdecode.jit import binding, cache, ensure_kernel, keys, prebuilt, toolchain
 from hipdecode.testing.calls import Checker
 from hipdecode.testing.cases import Case
 
@@ -57,11 +59,18 @@ class Finding:
     type=click.Choice(["leftovers", "all"]),
     help="Only clean the cache folder: leftovers of failed and killed builds, or all of it.",
 )
-def command(target_name: str | None, as_json: bool, prune: str | None) -> None:
+@click.option("--kernel", help="Only show the facts of one code object, e.g. mla_reduce (GPUs).")
+def command(target_name: str | None, as_json: bool, prune: str | None, kernel: str | None) -> None:
     """Show what was found on this machine and check one decode per route against fp64.
 
     The exit status is 1 where anything failed.
     """
+    if kernel:
+        arch = targets.resolve(target_name).artefact
+        built = ensure_kernel(arch, kernel)
+        facts = read_facts(built.path, registry.default().kernel(kernel).name, arch, built.symbol)
+        print_in_depth(report_console(), facts)
+        return
     if prune:
         gone = cache.prune(paths.cache_dir(), everything=prune == "all")
         click.echo(

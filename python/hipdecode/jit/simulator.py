@@ -23,6 +23,7 @@ _LLVM_CONFIG = "llvm-config-22"
 # Results have to be those of the hardware to the last bit: nothing may be contracted.
 _COMPILE_FLAGS = (
     "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
+    "-DHIPDECODE_SIM_BUILD",
     "-fno-trapping-math", "-pthread", "-Wall", "-Wextra",
 )  # fmt: skip
 _LINK_FLAGS = ("-shared", "-pthread", "-lLLVM-22")

@@ -127,7 +127,8 @@ class Group {
       wave.current = &instruction;
       ++wave.pc;
       if (!instruction.opcode)
-        throw Fault("opcode: expected one of `hipdecode sim opcodes`, got another; add it");
+        throw Fault("opcode: expected one of `hipdecode sim opcodes`, got " +
+                    instruction.text.substr(0, instruction.text.find(' ')) + "; add it");
       if (options_.checks) checks.before(context, instruction);
       ++counts_.executed[static_cast<size_t>(instruction.index)];
       instruction.opcode->execute(context, instruction);

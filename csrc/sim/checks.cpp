@@ -10,22 +10,6 @@
 namespace hipdecode::sim {
 namespace {
 
-std::string name_of(Where where, int number) {
-  if (where == Where::scalar) {
-    switch (number) {
-      case kVcc:
-        return "vcc_lo";
-      case kVcc + 1:
-        return "vcc_hi";
-      case kM0:
-        return "m0";
-      default:
-        return "s" + std::to_string(number);
-    }
-  }
-  return (where == Where::accumulator ? "a" : "v") + std::to_string(number);
-}
-
 bool is_vector(const Registers& registers) { return registers.where != Where::scalar; }
 
 int slot_of(const Wave& wave, const Registers& registers, int i) {
@@ -96,8 +80,7 @@ void Checks::check_waits(const Context& context, const Registers& registers, boo
     }
     // Loads of one kind land in the order of their issue: overwriting is safe among them.
     if (!reads && (!load || (effects.vmem && !effects.flat)) && (!lds || effects.lds)) continue;
-    throw Fault("waits: " + name_of(registers.where, registers.first + i) + " is " +
-                (reads ? "read" : "overwritten") +
+    throw Fault("waits: " + name_of(registers, i) + " is " + (reads ? "read" : "overwritten") +
                 " before the load to it is known to be done: " + "s_waitcnt " +
                 (load ? "vmcnt" : "lgkmcnt") + " must come first, to leave at most " +
                 std::to_string(load ? progress.loads_issued - pending.load
@@ -111,8 +94,7 @@ void Checks::check_scalar_waits(const Registers& registers, bool reads) const {
   for (int i = 0; i < registers.count; ++i) {
     const int number = registers.first + i;
     if (number >= kExec || !has_bit(pending_scalar_, number)) continue;
-    throw Fault("waits: " + name_of(Where::scalar, number) + " is " +
-                (reads ? "read" : "overwritten") +
+    throw Fault("waits: " + name_of(registers, i) + " is " + (reads ? "read" : "overwritten") +
                 " before the scalar load to it is known to be done: s_waitcnt lgkmcnt(0) must "
                 "come first (scalar loads return in any order)");
   }
@@ -127,9 +109,8 @@ void Checks::check_written(const Wave& wave, const Registers& registers, const E
     const int slot = slot_of(wave, registers, i);
     const uint64_t missing = needed & ~wave.written[static_cast<size_t>(slot)];
     if (missing == 0) continue;
-    throw Fault("uninitialised: " + name_of(registers.where, registers.first + i) +
-                " is read, but lane " + std::to_string(std::countr_zero(missing)) +
-                " of it was never written");
+    throw Fault("uninitialised: " + name_of(registers, i) + " is read, but lane " +
+                std::to_string(std::countr_zero(missing)) + " of it was never written");
   }
 }
 

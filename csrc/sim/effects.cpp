@@ -94,6 +94,26 @@ bool stores_wide(const Effects& effects, const Instruction& instruction) {
 
 }  // namespace
 
+std::string name_of(const Registers& registers, int i) {
+  const int number = registers.first + i;
+  if (registers.where == Where::scalar) {
+    switch (number) {
+      case kVcc:
+        return "vcc_lo";
+      case kVcc + 1:
+        return "vcc_hi";
+      case kM0:
+        return "m0";
+      default:
+        break;
+    }
+  }
+  std::string name(1, registers.where == Where::vector   ? 'v'
+                      : registers.where == Where::scalar ? 's'
+                                                         : 'a');
+  return name.append(std::to_string(number));
+}
+
 Effects effects_of(const Instruction& instruction) {
   Effects effects;
   if (instruction.opcode == nullptr) return effects;

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "instruction.h"
@@ -15,6 +16,9 @@ struct Registers {
   Where where = Where::none;  // vector, accumulator or scalar (vcc, m0, exec by their numbers)
   uint16_t first = 0, count = 0;
 };
+
+/// "v12", "a3", "vcc_lo": register `i` of a run.
+std::string name_of(const Registers& registers, int i = 0);
 
 /// What an instruction does to registers and counters, derived once from its operands: the facts
 /// that Checks works on.

@@ -10,18 +10,6 @@ namespace {
 constexpr int kFurthestMatrix = 20;  // the longest distance after an MFMA
 constexpr int kFurthestRecent = 5;   // and after anything else
 
-std::string name_of(const Registers& registers, int i = 0) {
-  const int number = registers.first + i;
-  switch (registers.where) {
-    case Where::vector:
-      return "v" + std::to_string(number);
-    case Where::accumulator:
-      return "a" + std::to_string(number);
-    default:
-      return number == kVcc ? "vcc" : number == kM0 ? "m0" : "s" + std::to_string(number);
-  }
-}
-
 int slot_of(const Wave& wave, const Registers& registers, int i) {
   return registers.first + i +
          (registers.where == Where::accumulator ? wave.accumulator_offset : 0);

@@ -269,6 +269,8 @@ void parse(Instruction& instruction, std::span<const uint32_t> encoding) {
   const std::string_view mnemonic = cut(rest, ' ');
   read_encoding(instruction, mnemonic, encoding);
   if (mnemonic == "s_waitcnt") return;
+  // Everywhere else op_sel_hi is printed unless it is all ones.
+  if (mnemonic.starts_with("v_fma_mix")) instruction.modifiers.op_sel_hi = 0;
   const Operands operands = read_operands(instruction, mnemonic, rest);
   assign(instruction, mnemonic, {operands.at, static_cast<size_t>(operands.count)}, encoding);
 }

@@ -16,6 +16,7 @@ _COMMANDS = {
     "tune": "Measure the routes on this machine and write dispatch tables.",
     "bench": "Time kernels beside their peers.",
     "demo": "Serve a small language model with latent attention on these kernels.",
+    "sim": "Run AMDGPU code objects in the simulator, list its opcodes.",
     "warmup": "Build and load the kernels of a model before it is served.",
 }
 

@@ -5,6 +5,7 @@
 #include <exception>
 
 #include "../abi/abi_version.h"
+#include "driver_sim.h"
 #include "kernel_table.h"
 
 // What Python calls through ctypes: host facts that are no tensor operators. No exception leaves.
@@ -18,6 +19,12 @@ HIPDECODE_API int hipdecode_abi_version() { return hipdecode::abi::kAbiVersion; 
 HIPDECODE_API void hipdecode_set_tensor_devices(int32_t cpu, int32_t cuda) {
   hipdecode::runtime::set_tensor_devices(static_cast<DeviceKind>(cpu),
                                          static_cast<DeviceKind>(cuda));
+}
+
+/// The fields of runtime::Simulator.
+HIPDECODE_API void hipdecode_set_simulator(const char* library, const char* arch,
+                                           int64_t compute_units, uint64_t seed, uint32_t checks) {
+  hipdecode::runtime::set_simulator({library, arch, seed, checks, compute_units});
 }
 
 HIPDECODE_API void hipdecode_set_loader(hipdecode::runtime::Loader loader) {

@@ -18,7 +18,7 @@ constexpr std::array<Row, kDeviceKinds> kDrivers = {{
     {"cpu", cpu_driver},
     {"hip", hip_driver},
     {"cuda", nullptr},
-    {"sim", nullptr},
+    {"sim", sim_driver},
 }};
 
 std::atomic<DeviceKind> cpu_tensors = DeviceKind::cpu;

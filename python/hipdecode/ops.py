@@ -90,6 +90,17 @@ def _writes_only(*arguments: object) -> None:
 
 def _set_devices(library: ctypes.CDLL, cpu: target.Target) -> None:
     """Tells the binding which driver serves tensors on the CPU and on torch's `cuda` devices."""
+    if cpu.driver == "sim":
+        from .jit import ensure_simulator
+
+        now = settings.current()
+        library.hipdecode_set_simulator(
+            str(ensure_simulator()).encode(),
+            cpu.arch.encode(),
+            ctypes.c_int64(cpu.compute_units()),
+            ctypes.c_uint64(now.sim_seed),
+            ctypes.c_uint32(sum(1 << settings.SIM_CHECKS.index(name) for name in now.sim_checks)),
+        )
     library.hipdecode_set_tensor_devices(
         ctypes.c_int32(_KINDS[cpu.driver]),
         ctypes.c_int32(_KINDS["hip" if torch.version.hip else "cuda"]),

@@ -53,11 +53,10 @@ struct DecodeTiles<Shape, Schedule::persistent> {
 
   /// One tile's keys: a lane knows the key that it looked up.
   struct Tokens {
-    uint64_t row;      // address; a row of zeros where there is no such token
-    uint64_t skipped;  // by lane
+    uint64_t row;  // its address; 0: to be skipped; a row of zeros from `count` on
     int count;
 
-    TILE_FN bool skips() const { return skipped != 0; }
+    TILE_FN bool skips() const { return amdgcn::any_lane(row == 0); }
   };
 
   TILE_FN DecodeTiles(Shared& shared, Block block)
@@ -94,25 +93,23 @@ struct DecodeTiles<Shape, Schedule::persistent> {
     sum_ = amdgcn::F32x2{};
   }
 
+  /// An empty tile asks for token 0 as well: without a branch the page table's entry stays on its
+  /// way until the address is needed.
   template <class Lookup>
   TILE_FN Tokens gather(const Lookup& lookup, int count) const {
     const int token = static_cast<int>(Keys::token_of_lane(amdgcn::lane_id(), wave_));
-    const bool exists = token < count;
-    const KvElement* row = exists ? lookup(token) : nullptr;
-    const uint64_t skipped = __builtin_amdgcn_ballot_w64(exists && row == nullptr);
-    const auto zeros = reinterpret_cast<uintptr_t>(amdgcn::zero_row);
-    return {row == nullptr ? zeros : reinterpret_cast<uintptr_t>(row), skipped, count};
+    const auto row = reinterpret_cast<uintptr_t>(lookup(token < count ? token : 0));
+    return {token < count ? row : zeros(), count};
   }
 
-  TILE_FN void fetch(const Tokens& tokens) { Keys::load(tile_, tokens.row, wave_); }
+  TILE_FN void fetch(const Tokens& tokens) {
+    Keys::load(tile_, row_of(tokens), wave_);
+    meet();
+  }
 
   TILE_FN void score(const Tokens&, const Tokens& next) {
-    amdgcn::wait_for_loads<0>();
-    amdgcn::barrier();  // the tile is there, and nobody reads the one before it any more
-    if (next.count > 0) Keys::load(other_tile(), next.row, wave_);
     const uint32_t wide = tile_ + wide_rows_, tail = tile_ + tail_rows_;
-#pragma unroll
-    for (int block = 0; block < kTokenBlocks; ++block) scores_[block] = amdgcn::F32x16{};
+    amdgcn::unrolled<kTokenBlocks>([&](auto block) { scores_[block] = amdgcn::F32x16{}; });
     amdgcn::pipelined<Register, kSteps * kTokenBlocks, Operand::kPipeline>(
         [&](auto n) {
           constexpr int kByte = n / kTokenBlocks * kStepBytes;
@@ -121,6 +118,8 @@ struct DecodeTiles<Shape, Schedule::persistent> {
                                n % kTokenBlocks * 2 * Keys::kGroupOffset);
         },
         [&](auto n, Register keys) {
+          if constexpr (n == kSteps * kTokenBlocks / 2)
+            if (next.count > 0) Keys::load(other_tile(), row_of(next), wave_);
           auto& scores = scores_[n % kTokenBlocks];
           scores = amdgcn::mma_32x32(keys, queries_[n / kTokenBlocks], scores);
         });
@@ -130,9 +129,10 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   template <class Visible>
   TILE_FN void mask(const Tokens& tokens, int, const Visible& visible) {
     hide_from(visible(clamped_row()));
-    if (!tokens.skips()) return;
+    const uint64_t skipped = __builtin_amdgcn_ballot_w64(tokens.row == 0);
+    if (skipped == 0) return;
     each_score([&](float& score, uint32_t token) {
-      if (tokens.skipped >> Keys::lane_of_token(token, wave_) & 1) score = -kInfinity;
+      if (skipped >> Keys::lane_of_token(token, wave_) & 1) score = -kInfinity;
     });
   }
 
@@ -169,6 +169,7 @@ struct DecodeTiles<Shape, Schedule::persistent> {
           out = amdgcn::mma_32x32(v, weights<n % kWeightSteps>(), out);
         });
     tile_ = other_tile();
+    meet();
   }
 
   /// Writes rows and their LSE where target(r) says.
@@ -180,7 +181,6 @@ struct DecodeTiles<Shape, Schedule::persistent> {
     if (static_cast<int>(row_) >= rows || column_wave_ >= kColumnWaves) to.o = nullptr;
     if (to.o != nullptr && to.lse != nullptr && column_wave_ == 0 && amdgcn::lane_id() < 32)
       *to.lse = row_lse(base_, sum, __builtin_amdgcn_logf(sum));
-    amdgcn::barrier();  // the tiles' memory is free
     Output::store(lds_ + wave_ * sizeof(typename Output::Shared), out_, scale, to,
                   column_wave_ * kColumns);
   }
@@ -191,6 +191,17 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   static constexpr int kMostValues = kColumnBlocks * kWeightSteps;
   static constexpr int kValuePipeline =
       Operand::kPipeline < kMostValues ? Operand::kPipeline : kMostValues;
+
+  /// The next tile is there, and nobody reads the one before it any more.
+  static TILE_FN void meet() {
+    amdgcn::wait_for_loads<0>();
+    amdgcn::barrier();
+  }
+
+  static TILE_FN uint64_t zeros() { return reinterpret_cast<uintptr_t>(amdgcn::zero_row); }
+  static TILE_FN uint64_t row_of(const Tokens& tokens) {
+    return tokens.row == 0 ? zeros() : tokens.row;
+  }
 
   TILE_FN uint32_t other_tile() const { return 2 * lds_ + Keys::kBytes - tile_; }
   TILE_FN int clamped_row() const {
@@ -212,7 +223,7 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   /// Calls f with each score of the lane and its token.
   template <class F>
   TILE_FN void each_score(const F& f) {
-    const uint32_t half = amdgcn::lane_id() / 32 * 4;
+    const uint32_t half = amdgcn::recomputed(amdgcn::lane_id() / 32 * 4);
 #pragma unroll
     for (int n = 0; n < kTokens / 2; ++n) {
       float score = scores_[n / 16][n % 16];

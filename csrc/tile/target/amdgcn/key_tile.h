@@ -75,38 +75,46 @@ struct KeyTile {
 #if defined(__gfx950__)
   /// Starts to load this wave's quarter of the tile at `tile`. `row` is the address of the key that
   /// the lane looked up.
-  template <int kByte = 0>
   static TILE_FN void load(uint32_t tile, uint64_t row, uint32_t wave) {
-    if constexpr (kByte < kRowBytes) {
-      constexpr Piece kPiece = piece_at(kByte);
-      const uint64_t chunk = lane_id() % kPiece.lanes * kChunk;
-      const uint32_t slab = tile + (kPiece.slab + wave) * kSlabPitch;
-      if constexpr (kPiece.lanes == 16) {
-        load_wide<kByte>(slab, dpp64<kDppRowBroadcast>(row) + chunk);
-        load_wide<kByte>(slab + 4 * kSlabPitch, dpp64<kDppRowBroadcast + 4>(row) + chunk);
-        load_wide<kByte>(slab + 8 * kSlabPitch, dpp64<kDppRowBroadcast + 8>(row) + chunk);
-        load_wide<kByte>(slab + 12 * kSlabPitch, dpp64<kDppRowBroadcast + 12>(row) + chunk);
-        return load<kRowBytes / 256 * 256>(tile, row, wave);
-      } else if constexpr (kPiece.lanes == 8) {
-        const uint64_t low = dpp64<kDppRowBroadcast>(row), mid = dpp64<kDppRowBroadcast + 4>(row);
-        load_to_lds<kByte>(slab, dpp64<kDppRowBroadcast + 8, 0xc>(row, low) + chunk);
-        load_to_lds<kByte>(slab + 4 * kSlabPitch,
-                           dpp64<kDppRowBroadcast + 12, 0xc>(row, mid) + chunk);
-      } else if constexpr (kPiece.lanes == 4) {
-        load_to_lds<kByte>(slab, dpp64<dpp_quad(0, 0, 0, 0)>(row) + chunk);
-      } else if (wave < 2) {
-        load_to_lds<kByte>(slab, dpp64<dpp_quad(0, 0, 2, 2)>(row) + chunk);
-      }
-      load<kByte + kPiece.lanes * kChunk>(tile, row, wave);
-    }
+    load_from<0>(tile + wave * kSlabPitch, row, wave);
   }
 
  private:
-  /// One slab of each of the pieces of 256 bytes.
   template <int kByte>
-  static TILE_FN void load_wide(uint32_t slab, uint64_t source) {
-    load_to_lds<kByte>(slab, source);
-    if constexpr (kByte + 512 <= kRowBytes) load_wide<kByte + 256>(slab + 16 * kSlabPitch, source);
+  static TILE_FN void load_from(uint32_t tile, uint64_t row, uint32_t wave) {
+    if constexpr (kByte < kRowBytes) {
+      constexpr Piece kPiece = piece_at(kByte);
+      constexpr int kSlab = kPiece.slab * kSlabPitch, kNext = kSlab + 4 * kSlabPitch;
+      const uint64_t chunk = lane_id() % kPiece.lanes * kChunk;
+      if constexpr (kPiece.lanes == 16) {
+        unrolled<4>([&](auto i) {
+          load_wide<kByte, kSlab + i * 4 * kSlabPitch>(
+              tile, dpp64<kDppRowBroadcast + 4 * i>(row) + chunk);
+        });
+        return load_from<kRowBytes / 256 * 256>(tile, row, wave);
+      } else if constexpr (kPiece.lanes == 8) {
+        const uint64_t low = dpp64<kDppRowBroadcast>(row), mid = dpp64<kDppRowBroadcast + 4>(row);
+        load_to_lds<kByte, kSlab>(tile, dpp64<kDppRowBroadcast + 8, 0xc>(row, low) + chunk);
+        load_to_lds<kByte, kNext>(tile, dpp64<kDppRowBroadcast + 12, 0xc>(row, mid) + chunk);
+      } else if constexpr (kPiece.lanes == 4) {
+        load_to_lds<kByte, kSlab>(tile, dpp64<dpp_quad(0, 0, 0, 0)>(row) + chunk);
+      } else if (wave < 2) {
+        load_to_lds<kByte, kSlab>(tile, dpp64<dpp_quad(0, 0, 2, 2)>(row) + chunk);
+      }
+      load_from<kByte + kPiece.lanes * kChunk>(tile, row, wave);
+    }
+  }
+
+  /// One slab of each of the pieces of 256 bytes.
+  template <int kByte, int kSlab>
+  static TILE_FN void load_wide(uint32_t tile, uint64_t source) {
+    constexpr int kStep = 16 * kSlabPitch;
+    if constexpr (kByte + 512 <= kRowBytes) {
+      load_two_to_lds<kByte, kSlab, kStep>(tile, source);
+      load_wide<kByte + 512, kSlab + 2 * kStep>(tile, source);
+    } else if constexpr (kByte + 256 <= kRowBytes) {
+      load_to_lds<kByte, kSlab>(tile, source);
+    }
   }
 #endif
 };

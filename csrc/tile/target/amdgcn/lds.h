@@ -39,16 +39,29 @@ TILE_FN U32x2 lds_read_columns_b16(uint32_t address) {
       __builtin_amdgcn_ds_read_tr16_b64_v4i16((LdsPointer<Vec<short, 4>>)(uintptr_t)address));
 }
 
-/// Starts to bring 16 bytes per lane from source + kOffset to group memory at `lds` + 16 * lane;
-/// the wave gives up nothing but a count of its outstanding loads. Done when wait_for_loads() says
-/// so. Assembly, because the compiler answers its own form with a full wait before any LDS read.
-template <int kOffset>
+/// Starts to bring 16 bytes per lane from source + kOffset to group memory at `lds` + kLdsOffset +
+/// 16
+/// * lane, and as much from 256 bytes on to kLdsStep behind; the wave gives up nothing but a count
+/// of its outstanding loads. Done when wait_for_loads() says so. Assembly, because the compiler
+/// answers its own form with a full wait before any LDS read.
+template <int kOffset, int kLdsOffset, int kLdsStep>
+TILE_FN void load_two_to_lds(uint32_t lds, uint64_t source) {
+  static_assert(0 <= kOffset && kOffset + 256 < 4096);
+  asm volatile(  // offsets count for both addresses; m0 needs a wait state before its use
+      "s_add_u32 m0, %0, %4\n\ts_nop 0\n\tglobal_load_lds_dwordx4 %1, off offset:%2\n\t"
+      "s_add_u32 m0, %0, %5\n\ts_nop 0\n\tglobal_load_lds_dwordx4 %1, off offset:%3"
+      :
+      : "s"(lds), "v"(source), "n"(kOffset), "n"(kOffset + 256), "n"(kLdsOffset - kOffset),
+        "n"(kLdsOffset + kLdsStep - kOffset - 256)
+      : "scc");
+}
+template <int kOffset, int kLdsOffset>
 TILE_FN void load_to_lds(uint32_t lds, uint64_t source) {
   static_assert(0 <= kOffset && kOffset < 4096);
-  asm volatile(  // the offset counts for both addresses; m0 needs a wait state before its use
-      "s_mov_b32 m0, %0\n\ts_nop 0\n\tglobal_load_lds_dwordx4 %1, off offset:%2"
-      :
-      : "s"(lds - kOffset), "v"(source), "n"(kOffset));
+  asm volatile("s_add_u32 m0, %0, %3\n\ts_nop 0\n\tglobal_load_lds_dwordx4 %1, off offset:%2"
+               :
+               : "s"(lds), "v"(source), "n"(kOffset), "n"(kLdsOffset - kOffset)
+               : "scc");
 }
 #endif
 

@@ -41,7 +41,8 @@ TILE_FN uint32_t pack2(float low, float high) {
 
 /// Four fp32 as the dword of four fp8 of the machine's flavour.
 TILE_FN uint32_t pack4_fp8(float a, float b, float c, float d) {
-  int word = __builtin_nondeterministic_value(0);  // both halves are written below
+  int word;  // any register: both halves are written below
+  asm("" : "=v"(word));
   word = __builtin_amdgcn_cvt_pk_fp8_f32(a, b, word, false);
   word = __builtin_amdgcn_cvt_pk_fp8_f32(c, d, word, true);
   return static_cast<uint32_t>(word);
@@ -60,10 +61,17 @@ TILE_FN uint32_t dpp(uint32_t value, uint32_t old = 0) {
 
 template <int kCtrl, int kBanks = 0xf>
 TILE_FN uint64_t dpp64(uint64_t value, uint64_t old = 0) {
-  const uint32_t low = dpp<kCtrl, kBanks>(static_cast<uint32_t>(value), static_cast<uint32_t>(old));
-  const uint32_t high =
-      dpp<kCtrl, kBanks>(static_cast<uint32_t>(value >> 32), static_cast<uint32_t>(old >> 32));
-  return uint64_t{high} << 32 | low;
+  const auto now = std::bit_cast<U32x2>(value), before = std::bit_cast<U32x2>(old);
+  return std::bit_cast<uint64_t>(
+      U32x2{dpp<kCtrl, kBanks>(now.x, before.x), dpp<kCtrl, kBanks>(now.y, before.y)});
+}
+
+/// `value`, of which the compiler knows nothing: what follows from it is computed here, not kept in
+/// registers through a loop.
+template <class T>
+TILE_FN T recomputed(T value) {
+  asm volatile("" : "+v"(value));
+  return value;
 }
 
 /// The values of lane l and of lane l ^ 32, as {of the lower half, of the upper half}.

@@ -22,14 +22,15 @@ struct MlaDecodePersistent {
     return tokens_of(p, pages, holds_tail ? last_page(p, work.batch) : p.page_size);
   }
 
-  static TILE_FN void run(const Params& p, tile::Block block, Shared& shared) {
-    clear_unowned_rows<Shape::kHeadDimV>(p, block);
+  static TILE_FN void run(const Params& params, tile::Block block, Shared& shared) {
+    clear_unowned_rows<Shape::kHeadDimV>(params, block);
+    const Params& p = tile::reread(params);
     const int64_t begin = clamp(p.work_indptr[block.index()], 0, p.num_works);
     const int64_t end = clamp(p.work_indptr[block.index() + 1], begin, p.num_works);
     typename Tile::Tiles tiles(shared, block);
     for (int64_t w = begin; w < end; ++w) {
       // stage 0: the record says which rows and keys
-      const abi::WorkItem work = p.work_info[w];
+      const abi::WorkItem work = tile::uniform(p.work_info[w]);
       if (work.batch < 0 || work.batch >= p.batch) continue;
       const int64_t first_row = clamp(work.qo_start, 0, p.rows_q),
                     end_row = clamp(work.qo_end, first_row, p.rows_q);

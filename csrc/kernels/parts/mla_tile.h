@@ -102,15 +102,20 @@ struct MlaTile {
   struct KeyRow {
     const Params& p;
     int64_t first_slot;  // of kv_indices, for the page of token 0
-    int32_t in_page;     // position of token 0 in that page
+    int32_t begin;       // position of token 0 in that page
 
     TILE_FN const KvElement* operator()(int n) const {
-      const int32_t token = in_page + n, slot = token >> p.page_bits;
+      const int32_t token = begin + n, slot = token >> p.page_bits;
       const int64_t index = first_slot + slot;
-      const int64_t page = index >= 0 && index < p.num_kv_indices ? p.kv_indices[index] : -1;
-      if (page < 0 || page >= p.num_pages) return nullptr;
-      return static_cast<const KvElement*>(p.kv) + page * p.kv_stride_page +
-             int64_t{token - (slot << p.page_bits)} * p.kv_stride_token;
+      // selected, not branched on: the page id may still be on its way when others need the machine
+      const bool known = (index >= 0) & (index < p.num_kv_indices);
+      const int32_t entry = p.kv_indices[known ? index : 0];
+      const uint32_t page = entry < 0 ? 0 : static_cast<uint32_t>(entry);
+      const auto in_page = static_cast<uint32_t>(token - (slot << p.page_bits));
+      const KvElement* row = static_cast<const KvElement*>(p.kv) +
+                             int64_t{page} * p.kv_stride_page +
+                             int64_t{in_page} * p.kv_stride_token;
+      return (known & (entry >= 0) & (page < p.num_pages)) ? row : nullptr;
     }
   };
 
@@ -195,8 +200,8 @@ struct MlaTile {
     const int32_t end = rows.end;
     for (; rows.begin < end; rows.begin += Tiles::kRows) {
       rows.end = rows.begin + Tiles::kRows < end ? rows.begin + Tiles::kRows : end;
-      attend(p, rows, keys, tiles);
-      tiles.store(rows.end - rows.begin, Place{p, rows, to}, kv_scale);
+      attend(tile::reread(p), rows, keys, tiles);
+      tiles.store(rows.end - rows.begin, Place{tile::reread(p), rows, to}, kv_scale);
     }
   }
 };

@@ -32,6 +32,16 @@ TILE_FN T uniform(T value) {
   return __builtin_bit_cast(T, words);
 }
 
+/// The kernel's parameters once more: what is read through this is loaded where it is used, not
+/// kept in scalar registers from the kernel's begin.
+template <class Params>
+TILE_FN const Params& reread(const Params&) {
+  auto* params =
+      (const __attribute__((address_space(4))) Params*)__builtin_amdgcn_kernarg_segment_ptr();
+  asm volatile("" : "+s"(params));
+  return *(const Params*)params;
+}
+
 /// `value`, which the caller computes with alone: in vector registers, which are many.
 template <class T>
 TILE_FN T own(T value) {

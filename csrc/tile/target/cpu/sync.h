@@ -27,6 +27,12 @@ TILE_FN T own(T value) {
   return value;
 }
 
+/// The kernel's parameters once more: a target with few scalar registers loads them again.
+template <class Params>
+TILE_FN const Params& reread(const Params& params) {
+  return params;
+}
+
 /// Counts this block in at `counter` and returns how many came before, to all threads. What the
 /// earlier blocks wrote is visible to the last one; the counter goes back to zero when `expected`
 /// blocks have arrived, so that a replayed launch finds it as it was.

@@ -19,8 +19,9 @@ from .errors import FactsError
 
 _NOTE_METADATA = 32  # NT_AMDGPU_METADATA
 _KERNEL_INFO = struct.Struct("<iiqii")  # csrc/abi/kernel_info.h
-_FRAME_SIZE = 0x11  # EIATTR_FRAME_SIZE of .nv.info
-_CUBIN_ATTRIBUTE = struct.Struct("<BBH")
+_FRAME_SIZE, _REGISTERS = 0x11, 0x2F  # EIATTR_FRAME_SIZE and EIATTR_REGCOUNT of .nv.info
+_CUBIN_ATTRIBUTE = struct.Struct("<BBH")  # form, attribute, bytes that follow
+_FORM_BYTES = 4  # EIFMT_SVAL; in other forms the third field is the value itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,17 +206,18 @@ def _read_code_object(elf: Any, path: Path, name: str, arch: str, symbol: str) -
 
 def _read_cubin(elf: Any, path: Path, name: str, arch: str, symbol: str) -> KernelFacts:  # noqa: ANN401
     text = elf.get_section_by_name(f".text.{symbol}")
-    static = elf.get_section_by_name(f".nv.shared.{symbol}")
+    static = elf.get_section_by_name(f".nv.shared.{symbol}")  # with what the system takes
+    fixed = static["sh_size"] - ARCHS[arch].lds_reserved if static is not None else 0
     _, params_bytes, shared_bytes, threads, rows = _kernel_info(elf)
     return KernelFacts(
         name=name,
         arch=arch,
-        vgprs=text["sh_info"] >> 24,  # where ptxas puts the register count
+        vgprs=_attribute(elf, symbol, _REGISTERS),
         agprs=0,
         sgprs=0,
         spills=0,
-        scratch_bytes=_frame_bytes(elf, symbol),
-        lds_bytes=shared_bytes + (static["sh_size"] if static is not None else 0),
+        scratch_bytes=_attribute(elf, symbol, _FRAME_SIZE),
+        lds_bytes=shared_bytes + max(fixed, 0),
         kernarg_bytes=params_bytes,
         threads=threads,
         rows=rows,
@@ -224,22 +226,22 @@ def _read_cubin(elf: Any, path: Path, name: str, arch: str, symbol: str) -> Kern
     )
 
 
-def _frame_bytes(elf: Any, symbol: str) -> int:  # noqa: ANN401
-    """Local memory of a thread: the EIATTR_FRAME_SIZE of the kernel in .nv.info."""
-    section, symbols = elf.get_section_by_name(".nv.info"), elf.get_section_by_name(".symtab")
-    data = section.data() if section is not None else b""
+def _attribute(elf: Any, symbol: str, wanted: int) -> int:  # noqa: ANN401
+    """One number about the kernel out of a cubin's .nv.info."""
+    symbols = elf.get_section_by_name(".symtab")
+    data = elf.get_section_by_name(".nv.info").data()
     at = 0
     while at + _CUBIN_ATTRIBUTE.size <= len(data):
         form, attribute, size = _CUBIN_ATTRIBUTE.unpack_from(data, at)
         at += _CUBIN_ATTRIBUTE.size
-        if form != 4:  # EIFMT_SVAL: `size` bytes follow; in other forms `size` is the value
+        if form != _FORM_BYTES:
             continue
-        if attribute == _FRAME_SIZE:
-            index, frame = struct.unpack_from("<II", data, at)
+        if attribute == wanted:
+            index, value = struct.unpack_from("<II", data, at)
             if symbols.get_symbol(index).name == symbol:
-                return int(frame)
+                return int(value)
         at += size
-    return 0
+    raise LookupError(f"no attribute {wanted:#x} of {symbol} in .nv.info")
 
 
 def _kernel_info(elf: Any) -> tuple[int, ...]:  # noqa: ANN401

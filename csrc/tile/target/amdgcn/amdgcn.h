@@ -6,3 +6,8 @@
 #include "row.h"
 #include "scalar.h"
 #include "sync.h"
+
+// Decode tiles are made of one machine's own instructions.
+#ifdef __gfx950__
+#include "decode_tiles_persistent.h"
+#endif

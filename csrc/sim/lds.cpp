@@ -14,12 +14,12 @@ constexpr uint8_t kMany = 0x7f;                  // Shadow::writer: several wave
 
 std::string hex(uint32_t value) {
   constexpr char kDigits[] = "0123456789abcdef";
-  std::string text;
+  std::string digits;
   do {
-    text.insert(text.begin(), kDigits[value & 15]);
+    digits.insert(digits.begin(), kDigits[value & 15]);
     value >>= 4;
   } while (value != 0);
-  return "0x" + text;
+  return std::string("0x").append(digits);
 }
 
 }  // namespace

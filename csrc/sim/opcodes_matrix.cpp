@@ -46,11 +46,13 @@ void broadcast_groups(int blgp, int elements, Elements<T>& values) {
 
 constexpr int accumulators(int size, int blocks) { return size * size * blocks / kLanes; }
 
-/// The addend, which may be a constant.
+/// The addend, which may be a constant: then every register has the same.
 void read_addend(Context& context, const Instruction& instruction, int registers, Lanes* sum) {
+  const Where where = instruction.source[2].where;
+  const bool constant = where != Where::vector && where != Where::accumulator;
   for (int i = 0; i < registers; ++i) {
     Lanes scratch;
-    sum[i] = read(context, instruction, 2, scratch, i);
+    sum[i] = read(context, instruction, 2, scratch, constant ? 0 : i);
   }
 }
 

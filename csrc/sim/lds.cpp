@@ -129,11 +129,13 @@ inline void Lds::read_dword(Shadow& shadow, int wave, uint32_t dword, unsigned m
 }
 
 inline void Lds::write_dword(Shadow& shadow, int wave, uint32_t dword, unsigned mask, Kind kind) {
-  const Progress& own = progress(wave);
   const uint8_t tag = static_cast<uint8_t>(wave | (kind == Kind::atomic ? kAtomic : 0));
-  const bool in_order = (shadow.writer & ~kAtomic) == wave &&
-                        (kind == Kind::direct || (shadow.sequence & kDirect) == 0);
-  if (shadow.sequence != 0 && !in_order) check_finished(shadow, wave, dword, "overwrites");
+  // What another wave writes at the same time is for the races to judge, not for the waits.
+  const bool own = (shadow.writer & ~kAtomic) == wave;
+  const bool in_order = own && (kind == Kind::direct || (shadow.sequence & kDirect) == 0);
+  if (shadow.sequence != 0 && !in_order && (own || shadow.write_epoch != epoch_)) {
+    check_finished(shadow, wave, dword, "overwrites");
+  }
   if (races_ && shadow.read_epoch == epoch_) {
     unsigned others = shadow.readers & ~(1u << wave);
     if (others != 0) race("WAR", wave, dword, "overwrites", std::countr_zero(others));
@@ -153,7 +155,8 @@ inline void Lds::write_dword(Shadow& shadow, int wave, uint32_t dword, unsigned 
   }
   shadow.written = (shadow.written | mask) & 0xf;
   shadow.initialised = (shadow.initialised | mask) & 0xf;
-  shadow.sequence = kind == Kind::direct ? (own.loads_issued + 1) | kDirect : own.lds_issued + 1;
+  const Progress& mine = progress(wave);
+  shadow.sequence = kind == Kind::direct ? (mine.loads_issued + 1) | kDirect : mine.lds_issued + 1;
 }
 
 uint64_t Lds::reading(int wave, uint64_t lanes, const uint32_t* address, uint32_t bytes) {

@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hipdecode
+from hipdecode import registry
+from hipdecode import target as targets
 from hipdecode.errors import WorkspaceError
 from hipdecode.testing import cases, compare
 from hipdecode.testing.calls import decode, prepared
@@ -125,6 +127,15 @@ def test_mla_decode_compiles_as_the_first_call_of_a_fresh_process(target: str) -
     env = {**os.environ, "PYTHONPATH": str(Path(hipdecode.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_warmup_loads_all_that_a_decode_may_launch(target: str, device: torch.device) -> None:
+    names = hipdecode.warmup(device=device)
+    assert {"mla_plan", "mla_reduce"} < set(names) <= set(hipdecode.ops.loaded_kernels())
+    for packed in (1, 16, 40, 128, 512):
+        rows = registry.wanted_rows(targets.resolve(target).family, packed)
+        for route in ("hk", "persistent"):
+            assert f"mla_decode_{route}/576-512-bf16-bf16-{rows}" in names
 
 
 class _Recorder(TorchDispatchMode):

@@ -23,6 +23,7 @@ from .arguments import (
 from .dispatch import DecodeShape, log_shape, logger, route_mla_decode
 from .plan import MlaPlan, plan_mla_decode
 from .registry import wanted_rows
+from .tables import ROUTES
 from .workspace import SplitScratch, Workspace, default_workspace
 
 _LEAST_ROWS = 16
@@ -370,15 +371,16 @@ def warmup(
     Raises:
         BuildError: one of them could not be built.
     """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     dims = f"{head_dim_qk}-{head_dim_v}-{q_dtype}-{kv_dtype}"
+    family = ops.target_of(device).family
+    tiles = sorted({wanted_rows(family, packed) for packed in (16, 32, 64, 128)})
     names = (
-        f"mla_decode_hk/{dims}",
-        f"mla_decode_persistent/{dims}",
+        *(f"mla_decode_{route}/{dims}-{rows}" for route in ROUTES for rows in tiles),
         "mla_plan",
         "mla_reduce",
     )
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     for name in names:
         ops.ensure_kernel(name, device)
     return names

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import pytest
 import torch
 
-from hipdecode import ops
+from hipdecode import ops, registry
 from hipdecode import target as targets
 from hipdecode.testing.calls import Checker
+from hipdecode.testing.cases import DTYPES, Case
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +30,38 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"hipdecode: --target {config.getoption('--target')}, torch {torch.__version__}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips what the target under test has no kernels for, such as e4m3fnuz on gfx950."""
+    name = config.getoption("--target")
+    here = _dtypes_of(targets.resolve(name).artefact)
+    for item in items:
+        if not isinstance(item, pytest.Function) or "target" not in item.fixturenames:
+            continue
+        parameters = getattr(item, "callspec", None)
+        lacking = _dtypes_in(parameters.params.values() if parameters else ()) - here
+        if lacking:
+            reason = f"{', '.join(sorted(lacking))}: {name} has no kernels for it, a CPU has"
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _dtypes_of(artefact: str) -> set[object]:
+    known = registry.default()
+    kernels = known.kernels(known.module("mla_decode_hk"), artefact)
+    return {kernel.by_name[key] for kernel in kernels for key in ("q_dtype", "kv_dtype")} | {"fp32"}
+
+
+def _dtypes_in(parameters: Iterable[object]) -> set[object]:
+    found: set[object] = set()
+    for value in parameters:
+        if isinstance(value, Case):
+            found |= {value.q_dtype, value.kv_dtype}
+        elif isinstance(value, tuple):
+            found |= _dtypes_in(value)
+        elif isinstance(value, str) and value in DTYPES:
+            found.add(value)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,12 @@
 #pragma once
 
 #include "../../schedule.h"
+#include "decode_tiles_hk.h"
 #include "entry.h"
 #include "row.h"
 #include "scalar.h"
 #include "sync.h"
-
-// Decode tiles are made of one machine's own instructions.
+// the 32x32 form is made of gfx950's own instructions
 #ifdef __gfx950__
 #include "decode_tiles_persistent.h"
 #endif

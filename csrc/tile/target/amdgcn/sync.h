@@ -15,7 +15,7 @@ TILE_FN int32_t lane() {
 }
 
 /// Whether the caller is the one thread of its block that does what only one may do.
-TILE_FN bool first_thread(Block) { return __builtin_amdgcn_workitem_id_x() == 0; }
+TILE_FN bool first_thread(Block block) { return block.wave() == 0 && lane() == 0; }
 
 /// Whether the caller is the one lane of its wave that does what only one may do.
 TILE_FN bool first_lane() { return lane() == 0; }

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+
+#include "../../concepts.h"
+#include "../../schedule.h"
+#include "../../softmax.h"
+#include "entry.h"
+#include "hk_fetch.h"
+#include "hk_merge.h"
+#include "hk_values.h"
+#include "lane_reduce.h"
+#include "sync.h"
+
+namespace hipdecode::tile::amdgcn {
+
+/// The main loop in 16x16 form. A wave owns 16 query rows and all value columns; a lane owns query
+/// row l % 16 from its queries to its output, because both products are computed transposed:
+/// scores^T = keys x queries^T leaves a lane four tokens of each group of 16, and those weights are
+/// the operand of output^T = values^T x weights^T as they are, since the order of the depth is
+/// free.
+template <class Shape>
+class HkTiles {
+ public:
+  using P = HkPlan<Shape>;
+  using M = Matrix16<Shape::kQDType>;
+  using Values = HkValues<Shape>;
+  using KvElement = typename Storage<Shape::kKvDType>::Type;
+  static constexpr int kRows = Shape::kRows, kTokens = P::kTokens, kWaves = P::kWaves;
+  static constexpr int kGroups = P::kGroups;
+
+  struct Shared {
+    alignas(1024) unsigned char bytes[HkMerge<Shape>::kSharedBytes];
+  };
+
+  /// A lane knows one token of its token wave's part. What is asked of a page table's entry waits
+  /// for it, so that only fetching asks, and notes what it finds.
+  struct Tokens {
+    const char* row;   // of token first + l % kPart; null: skipped; zeros where there is no token
+    int count, first;  // tokens of the whole tile; the first of the part
+    mutable uint64_t skipped = 0;  // bit i: token first + i; known when the fetch has begun
+
+    TILE_FN bool skips() const { return skipped != 0; }
+  };
+
+  TILE_FN HkTiles(Shared& shared, Block block)
+      : lane_(static_cast<uint32_t>(lane())),
+        row_wave_(P::row_wave(block.wave())),
+        token_wave_(P::token_wave(block.wave())),
+        base_(lds_address(shared.bytes)),
+        key_offset_(recomputed(key_offset(static_cast<uint32_t>(lane())))),
+        value_offset_(recomputed(Values::lane_offset(static_cast<uint32_t>(lane())))),
+        fetch_(P::row_wave(block.wave()), static_cast<uint32_t>(lane())) {}
+
+  template <class Source>
+  TILE_FN void load_queries(const Source& source, int rows) {
+    rows_ = rows;
+    const char* row = static_cast<const char*>(source(logical_row()));
+    const auto first = static_cast<int>(recomputed(lane_) / 16 * 16);
+#pragma unroll
+    for (int j = 0; j < P::kChunks; ++j) {
+      const int at = 64 * j + first;
+      queries_[j] = U32x4{};
+      if (64 * j + 64 <= P::kRowBytes || at < P::kRowBytes)
+        queries_[j] = global_read<U32x4>(row + at);
+    }
+#pragma unroll
+    for (int c = 0; c < P::kColumnTiles; ++c) out_[c] = F32x4{};
+    maximum_ = kLowest;
+    sum_ = 0;
+    filling_ = base_;
+    barrier();
+  }
+
+  /// lookup(n): the key row of token n of the tile, or null. Where there is none token 0 is looked
+  /// up: without a branch the page table's entry stays on its way until the address is needed.
+  template <class Lookup>
+  TILE_FN Tokens gather(const Lookup& lookup, int count) const {
+    const int first = token_wave_ * P::kPart;
+    const int n = first + static_cast<int>(recomputed(lane_) % P::kPart);
+    const auto* row = reinterpret_cast<const char*>(lookup(n < count ? n : 0));
+    return {n < count ? row : zeros(), uniform(count), first};
+  }
+
+  TILE_FN void fetch(const Tokens& tokens) {
+    aim(tokens);
+#pragma unroll
+    for (int own = 0; own < P::kOwn; ++own)
+#pragma unroll
+      for (int i = 0; i < P::kTurns; ++i) fetch_.turn(own, i);
+    arrive();
+  }
+
+  TILE_FN void score(const Tokens&, const Tokens& next) {
+    fetching_ = next.count > 0;
+    __builtin_amdgcn_s_setprio(2);
+    if (fetching_)
+      score_tile<true>(next);
+    else
+      score_tile<false>(next);
+    __builtin_amdgcn_s_setprio(1);
+  }
+
+  /// Hides what visible(row) and the lookups say; called for tiles that hide something.
+  template <class Visible>
+  TILE_FN void mask(const Tokens& tokens, int, const Visible& visible) {
+    hide(tokens, visible(logical_row()) - tokens.first);
+  }
+
+  TILE_FN void softmax(const Tokens& tokens, float scale) {
+    if (tokens.count < kTokens) hide(tokens, tokens.count - tokens.first);
+    float best = scores_[0][0];
+#pragma unroll
+    for (int i = 1; i < 4 * kGroups; ++i) best = __builtin_fmaxf(best, scores_[i / 4][i % 4]);
+    best *= scale;
+    // Weights may exceed one: the output is rescaled only where a maximum outgrows the one in use
+    // by 2^kSlack, and that is a row's own affair.
+    if (any_lane(best > maximum_ + kSlack)) rescale(best);
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      F32x4 p;
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        p[e] = __builtin_amdgcn_exp2f(__builtin_fmaf(scores_[g][e], scale, -maximum_));
+      sum_ += (p[0] + p[1]) + (p[2] + p[3]);
+      weights_[g] = M::narrow(p);
+    }
+    __builtin_amdgcn_s_setprio(0);
+  }
+
+  /// out += values x weights. Where a token is hidden from some row, its weight of zero would not
+  /// keep a NaN out of that row's sum. Every value is also a key element, so a row that does see a
+  /// NaN has it in its weight already: the values of such a tile are made finite, for all rows.
+  template <class Visible>
+  TILE_FN void accumulate(const Tokens& tokens, int first_hidden, const Visible&) {
+    if (first_hidden < tokens.count) {
+      meet_part();
+      make_finite();
+      meet_part();
+    }
+    const Values values(part(current_) + value_offset_);
+    constexpr int kInFlight = Values::kInFlight, kSteps = Values::kSteps;
+    typename Values::Raw raw[kInFlight];
+    values.read(raw[0], 0);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const bool early = kInFlight == 2 && step + 1 < kSteps;
+      if (early) values.read(raw[(step + 1) % kInFlight], step + 1);
+      early ? wait_for_lds<Values::kReads>() : wait_for_lds<0>();
+      pipeline_stage();
+      const auto words = Values::words(raw[step % kInFlight]);
+      if (kInFlight == 1 && step + 1 < kSteps) values.read(raw[0], step + 1);
+      weigh(words, &out_[step * Values::kTiles]);
+      pipeline_stage();
+    }
+    if (fetching_) arrive();
+  }
+
+  /// Normalises the rows and writes them with their LSE.
+  template <class Target>
+  TILE_FN void store(int rows, const Target& target, float value_scale) {
+    sum_ = across_rows(sum_, [](float a, float b) { return a + b; });
+    const uint32_t lane = recomputed(lane_);
+    const HkMerge<Shape> merge{base_, lane, row_wave_, token_wave_};
+    if constexpr (P::kTokenWaves > 1) {
+      barrier();  // LDS now serves another purpose
+      merge.run(out_, maximum_, sum_);
+    }
+    const int row = row_wave_ * 16 + static_cast<int>(lane % 16);
+    if (row >= rows) return;
+    const RowTarget to = target(row);
+    if (to.o == nullptr) return;
+    merge.write(to, out_, row_scale(sum_, value_scale));
+    if (to.lse != nullptr && lane < 16 && token_wave_ == 0)
+      *to.lse = row_lse(maximum_, sum_, __builtin_amdgcn_logf(sum_));
+  }
+
+ private:
+  static constexpr float kLowest = -3.0e38f, kSlack = 7.0f;
+
+  uint32_t lane_;
+  int row_wave_, token_wave_, rows_ = 0;
+  uint32_t base_, current_ = 0, filling_ = 0;  // LDS addresses: all, this tile, the next
+  bool fetching_ = false;                      // a next tile is under way
+  uint32_t key_offset_, value_offset_;         // of what this lane reads first, in a part
+  HkFetch<Shape> fetch_;
+  U32x4 queries_[P::kChunks];
+  F32x4 scores_[kGroups];
+  typename M::GroupWords weights_[kGroups];
+  F32x4 out_[P::kColumnTiles];
+  float maximum_ = kLowest, sum_ = 0;  // base 2; sum over this lane's own tokens
+
+  /// This lane's query row; the last one for lanes without.
+  TILE_FN int logical_row() const {
+    const int row = row_wave_ * 16 + static_cast<int>(recomputed(lane_) % 16);
+    return row < rows_ ? row : rows_ - 1;
+  }
+
+  static TILE_FN const char* zeros() { return reinterpret_cast<const char*>(zero_row); }
+
+  static TILE_FN uint32_t key_offset(uint32_t lane) {
+    return lane % 16 * P::kTokenPitch + 16 * (lane / 16 ^ P::twist(lane % 16));
+  }
+
+  TILE_FN uint32_t part(uint32_t tile) const {
+    return tile + static_cast<uint32_t>(token_wave_ * kGroups * P::kGroupPitch);
+  }
+
+  /// Waves that read the same part wait for each other; one that has a part of its own need not.
+  static TILE_FN void meet_part() {
+    if constexpr (P::kRowWaves > 1) {
+      barrier();
+    } else {
+      wave_exchange();
+    }
+  }
+
+  /// What was fetched is there, for all waves that read it, and becomes the current tile.
+  TILE_FN void arrive() {
+    if constexpr (P::kBuffers == 1) meet_part();
+    fetch_.land(part(filling_));
+    meet_part();
+    current_ = filling_;
+    if constexpr (P::kBuffers == 2) filling_ = 2 * base_ + P::kTileBytes - current_;
+  }
+
+  TILE_FN void aim(const Tokens& tokens) {
+    tokens.skipped = __builtin_amdgcn_ballot_w64(tokens.row == nullptr);
+    fetch_.aim(part(filling_), tokens.row != nullptr ? tokens.row : zeros());
+  }
+
+  /// The two products are software pipelines: operands are read from LDS a few operations before
+  /// the matrix unit takes them, and the compiler keeps that order.
+  template <bool kFetch>
+  TILE_FN void score_tile(const Tokens& next) {
+    constexpr int kUnits = P::kFp8 ? 2 : 1;  // chunks of an operation
+    constexpr int kOperations = (P::kChunks + kUnits - 1) / kUnits * kGroups;
+    // where keys under way take registers, one operation a step leaves room for them
+    constexpr bool kTwo = kOperations % 2 == 0 && !(P::kWidens && P::kRowWaves == 8);
+    constexpr int kEach = kTwo ? 2 : 1, kSteps = kOperations / kEach;
+    constexpr int kLoads = P::kOwn * P::kTurns;
+    const uint32_t even = part(current_) + key_offset_, odd = even ^ 16 * P::kGroupTwist;
+    // an offset has 16 bits: the later groups of a long tile count from a register of their own
+    constexpr bool kLong = kGroups * P::kGroupPitch > 0x10000;
+    const uint32_t base[2] = {even, kLong ? recomputed(even + 2 * P::kGroupPitch) : odd};
+    U32x4 keys[2][kEach][kUnits];
+    const auto read = [&](int step) {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const int at = step * kEach + i, g = at % kGroups, chunk = at / kGroups * kUnits;
+#pragma unroll
+        for (int u = 0; u < kUnits && chunk + u < P::kChunks; ++u)
+          keys[step % 2][i][u] =
+              lds_read<U32x4>(base[kLong ? g / 2 : g % 2] +
+                              static_cast<uint32_t>((kLong ? g % 2 : g) * P::kGroupPitch +
+                                                    (chunk + u) * P::kChunkPitch));
+      }
+    };
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) scores_[g] = F32x4{};
+    read(0);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const bool more = step + 1 < kSteps;
+      if (more) read(step + 1);
+      more ? wait_for_lds<kEach * kUnits>() : wait_for_lds<0>();
+      pipeline_stage();
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const int at = step * kEach + i, g = at % kGroups, chunk = at / kGroups * kUnits;
+        const U32x4(&k)[kUnits] = keys[step % 2][i];
+        if (kUnits == 1 || chunk + 1 == P::kChunks)
+          scores_[g] = M::unit(k[0], queries_[chunk], scores_[g]);
+        else
+          scores_[g] = M::two_units(k[0], k[kUnits - 1], queries_[chunk],
+                                    queries_[chunk + kUnits - 1], scores_[g]);
+      }
+      pipeline_stage();
+      // loads start when the page lookups behind their addresses have had a third of the tile
+      if constexpr (kFetch) {
+        constexpr int kFirst = kSteps / 3, kLeft = kSteps - kFirst;
+        if (step == kFirst) aim(next);
+#pragma unroll
+        for (int load = (step - kFirst) * kLoads / kLeft;
+             step >= kFirst && load < (step - kFirst + 1) * kLoads / kLeft; ++load)
+          fetch_.turn(load / P::kTurns, load % P::kTurns);
+      }
+    }
+  }
+
+  /// Scores of tokens from `limit` on, and of absent ones, become -inf. Both count from the part.
+  TILE_FN void hide(const Tokens& tokens, int limit) {
+    const uint32_t own = recomputed(lane_) / 16 * 4;
+    const uint64_t skipped = tokens.skipped >> own;
+    const int left = limit - static_cast<int>(own);
+    const float hidden = recomputed(-kInfinity);
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (g * 16 + e >= left || (skipped >> (g * 16 + e) & 1) != 0) scores_[g][e] = hidden;
+  }
+
+  TILE_FN void rescale(float best) {
+    best = across_rows(best, [](float a, float b) { return __builtin_fmaxf(a, b); });
+    const float next = best > maximum_ + kSlack ? best : maximum_;
+    const float factor = __builtin_amdgcn_exp2f(maximum_ - next);
+    maximum_ = next;
+    sum_ *= factor;
+#pragma unroll
+    for (int c = 0; c < P::kColumnTiles; ++c) out_[c] *= factor;
+  }
+
+  /// out[j] += values x weights over the tiles of a step; neighbours in time are independent.
+  TILE_FN void weigh(const typename Values::Words& v, F32x4* out) const {
+    constexpr bool kPairs = kGroups > 1 && (P::kFp8 || kTransposingReads);
+#pragma unroll
+    for (int g = 0; g < kGroups; g += kPairs ? 2 : 1)
+#pragma unroll
+      for (int j = 0; j < Values::kTiles; ++j) {
+        const auto& value = v.at[j];
+        if constexpr (P::kFp8 && !kPairs) {
+          // half a depth: neighbours share an operand, the weights meet one and zero the other
+          const U32x2 both = {v.at[j & ~1][g][0], v.at[j | 1][g][0]};
+          const uint32_t w = weights_[g].at[0];
+          out[j] = M::half(both, j % 2 == 0 ? U32x2{w, 0} : U32x2{0, w}, out[j]);
+        } else if constexpr (P::kFp8) {
+          out[j] = M::half({value[g][0], value[g + 1][0]},
+                           {weights_[g].at[0], weights_[g + 1].at[0]}, out[j]);
+        } else if constexpr (!kPairs) {
+          out[j] =
+              M::half({value[g][0], value[g][1]}, {weights_[g].at[0], weights_[g].at[1]}, out[j]);
+        } else {
+          const auto &low = weights_[g].at, &high = weights_[g + 1].at;
+          out[j] = M::unit({value[g][0], value[g][1], value[g + 1][0], value[g + 1][1]},
+                           {low[0], low[1], high[0], high[1]}, out[j]);
+        }
+      }
+  }
+
+  /// Replaces what is not a number by zero in the values of this token wave's part.
+  TILE_FN void make_finite() const {
+    constexpr uint32_t kRowUnits = P::kValueChunks * 4, kUnits = P::kPart * kRowUnits;
+    const uint32_t first = static_cast<uint32_t>(row_wave_) * 64 + recomputed(lane_);
+    for (uint32_t i = first; i < kUnits; i += P::kRowWaves * 64) {
+      const uint32_t token = i / kRowUnits, unit = i % kRowUnits;
+      const uint32_t at = part(current_) + token / 16 * P::kGroupPitch +
+                          token % 16 * P::kTokenPitch + unit / 4 * P::kChunkPitch + unit % 4 * 16;
+      lds_write(at, M::finite(lds_read<U32x4>(at)));
+    }
+  }
+};
+
+}  // namespace hipdecode::tile::amdgcn
+
+namespace hipdecode::tile {
+
+template <class Shape>
+struct DecodeTiles<Shape, Schedule::hk> : amdgcn::HkTiles<Shape> {
+  using amdgcn::HkTiles<Shape>::HkTiles;
+};
+
+/// Keys that go through registers on their way to LDS: gfx942's, and those that are widened.
+template <class Shape>
+  requires(!amdgcn::HkPlan<Shape>::kDirect)
+struct DecodeTiles<Shape, Schedule::persistent> : amdgcn::HkTiles<Shape> {
+  using amdgcn::HkTiles<Shape>::HkTiles;
+};
+
+}  // namespace hipdecode::tile

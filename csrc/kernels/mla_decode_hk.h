@@ -51,11 +51,12 @@ struct MlaDecodeHk {
       const int32_t end = begin + kRows < packed ? begin + kRows : packed;
       Tile::run(p, {first_row, 0, q_len, begin, end}, keys, to, tiles);
     }
-    if (used == 1 || tile::arrive(p.arrivals + tile_index, used, block) != used - 1) return;
+    if (used == 1 || tile::arrive(tile::reread(p).arrivals + tile_index, used, block) != used - 1)
+      return;
     // stage 2: the last arriver merges, a wave for each row
     for (int32_t begin = row_tile * kRows; begin < packed; begin += stride)
       for (int32_t r = begin + block.wave(); r < begin + kRows && r < packed; r += block.waves())
-        merge_row(p, first_row + r / p.nhead, r % p.nhead, used);
+        merge_row(tile::reread(p), first_row + r / p.nhead, r % p.nhead, used);
   }
 
   static TILE_FN void merge_row(const Params& p, int64_t row, int32_t head, int32_t used) {

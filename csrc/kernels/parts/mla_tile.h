@@ -165,9 +165,9 @@ struct MlaTile {
   static TILE_FN void attend(const Params& p, const QuerySpan& rows, const KeySpan& keys,
                              Tiles& tiles) {
     const int count = rows.end - rows.begin;
-    const float scale = p.sm_scale * tile::kLog2E *
-                        scale_of(p.q_scale, tile::kIsFp8<Shape::kQDType>) *
-                        scale_of(p.kv_scale, tile::kIsFp8<Shape::kKvDType>);
+    const float scale = tile::uniform(p.sm_scale * tile::kLog2E *
+                                      scale_of(p.q_scale, tile::kIsFp8<Shape::kQDType>) *
+                                      scale_of(p.kv_scale, tile::kIsFp8<Shape::kKvDType>));
     const int32_t seen = visible_in(p, rows, keys, keys.begin, keys.end - keys.begin)(count - 1);
     const int32_t end = keys.begin + seen;  // no row looks further
     // stage 0: queries become resident, the first tile's pages are looked up

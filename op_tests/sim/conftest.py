@@ -21,7 +21,7 @@ ARCHS = ("gfx942", "gfx950")
 _TOOLS = ("llvm-mc-22", "ld.lld-22", "llvm-config-22")
 # The frame's own registers; a snippet may use all others.
 _LANE, _TEMPORARY = "v254", "v255"
-_POINTERS, _EXEC, _SCC = "s[92:95]", "s[96:97]", "s98"
+_ALL, _POINTERS, _EXEC, _SCC = "s[90:91]", "s[92:95]", "s[96:97]", "s98"
 
 _FRAME = """
 .amdgcn_target "amdgcn-amd-amdhsa--{arch}"
@@ -124,7 +124,7 @@ class Snippets:
 
         Args:
             code: assembly; v0 is the work item's number, s2 the workgroup's, s[0:1] the address of
-                `memory`. v254, v255 and s92 to s98 are taken.
+                `memory`. v254, v255 and s90 to s98 are taken.
             out: "v7", "a3", "s5", "s[6:7]", "vcc", "exec", "scc"; scalars are wave 0's.
             v: vector registers before: anything that broadcasts to one 32-bit value per work item
                 (bit patterns of floats are kept; 64-bit integers are cut).
@@ -168,6 +168,7 @@ def _prologue(
     v: Mapping[int, object], a: Mapping[int, object], s: Mapping[int, int], threads: int
 ) -> str:
     lines = [
+        f"s_mov_b64 {_ALL}, exec",
         f"s_load_dwordx4 {_POINTERS}, s[0:1], 0",
         "s_load_dwordx2 s[0:1], s[0:1], 16",
         f"v_lshlrev_b32 {_LANE}, 2, v0",
@@ -185,7 +186,7 @@ def _epilogue(out: Sequence[str], threads: int) -> str:
         "s_waitcnt vmcnt(0) lgkmcnt(0)",
         f"s_cselect_b32 {_SCC}, 1, 0",
         f"s_mov_b64 {_EXEC}, exec",
-        "s_mov_b64 exec, -1",
+        f"s_mov_b64 exec, {_ALL}",
         "s_nop 15",
         "s_nop 15",
     ]

@@ -34,12 +34,13 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   using Keys = amdgcn::KeyTile<kHeadDimQk * kElement>;
   using Output = amdgcn::OutputTile<kColumns>;
 
+  static constexpr int kKeyBytes = kHeadDimQk * kElement;
   static constexpr int kStepBytes = 2 * Operand::kRunBytes;  // of a key row, per product
-  static constexpr int kSteps = (kHeadDimQk * kElement + kStepBytes - 1) / kStepBytes;
+  static constexpr int kSteps = (kKeyBytes + kStepBytes - 1) / kStepBytes;
   static constexpr int kTokenBlocks = kTokens / 32, kColumnBlocks = kColumns / 32;
   static constexpr int kWeightSteps = kTokens / Operand::kDepth;
   static constexpr int kWideLanes = Keys::piece_at(0).lanes;
-  static constexpr int kTailLanes = Keys::piece_at(kHeadDimQk * kElement - 1).lanes;
+  static constexpr int kTailLanes = Keys::piece_at(kKeyBytes - 1).lanes;
   static_assert(Shape::kQDType == Shape::kKvDType);
   static_assert(Keys::piece_at(kHeadDimV* kElement - 1).lanes == kWideLanes);
   static_assert(kRows % 16 == 0 && kRowWaves * kColumnWaves <= kWaves);
@@ -62,7 +63,6 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   TILE_FN DecodeTiles(Shared& shared, Block block)
       : lds_(amdgcn::lds_address(&shared)), wave_(static_cast<uint32_t>(block.wave())) {
     const uint32_t lane = amdgcn::lane_id(), half = lane / 32;
-    row_ = wave_ % kRowWaves * 32 + lane % 32;
     column_wave_ = wave_ / kRowWaves;
     tile_ = lds_;
     wide_rows_ = Keys::token_offset(lane % 32, kWideLanes) + half * Operand::kRunBytes;
@@ -77,18 +77,18 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   template <class Source>
   TILE_FN void load_queries(const Source& source, int rows) {
     rows_ = rows;
+    static_assert(kKeyBytes % kStepBytes == 0 || kKeyBytes % kStepBytes == Operand::kRunBytes);
     amdgcn::barrier();
     tile_ = lds_;
     const auto* row = static_cast<const char*>(source(clamped_row()));
-    const uint32_t run = amdgcn::lane_id() / 32 * Operand::kRunBytes;
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
+    const uint32_t run = amdgcn::recomputed(amdgcn::lane_id()) / 32 * Operand::kRunBytes;
+    amdgcn::unrolled<kSteps>([&](auto step) {
+      constexpr int kByte = step * kStepBytes;
       queries_[step] = Register{};
-      if (step * kStepBytes + run < kHeadDimQk * kElement)
-        queries_[step] = amdgcn::global_read<Register>(row + step * kStepBytes + run);
-    }
-#pragma unroll
-    for (int block = 0; block < kColumnBlocks; ++block) out_[block] = amdgcn::F32x16{};
+      if (kByte + kStepBytes <= kKeyBytes || run == 0)
+        queries_[step] = amdgcn::global_read<Register>(row + kByte + run);
+    });
+    amdgcn::unrolled<kColumnBlocks>([&](auto block) { out_[block] = amdgcn::F32x16{}; });
     base_ = kLowest;
     sum_ = amdgcn::F32x2{};
   }
@@ -110,7 +110,7 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   TILE_FN void score(const Tokens&, const Tokens& next) {
     const uint32_t wide = tile_ + wide_rows_, tail = tile_ + tail_rows_;
     amdgcn::unrolled<kTokenBlocks>([&](auto block) { scores_[block] = amdgcn::F32x16{}; });
-    amdgcn::pipelined<Register, kSteps * kTokenBlocks, Operand::kPipeline>(
+    amdgcn::pipelined<Register, kSteps * kTokenBlocks, Operand::kKeyStage>(
         [&](auto n) {
           constexpr int kByte = n / kTokenBlocks * kStepBytes;
           constexpr bool kIsTail = Keys::piece_at(kByte).lanes != kWideLanes;
@@ -162,7 +162,7 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   template <class Visible>
   TILE_FN void accumulate(const Tokens& tokens, int first_hidden, const Visible&) {
     if (first_hidden < tokens.count) clear_special_values(first_hidden, tokens.count);
-    amdgcn::pipelined<Register, kColumnBlocks * kWeightSteps, kValuePipeline>(
+    amdgcn::pipelined<Register, kColumnBlocks * kWeightSteps, kValueStage>(
         [&](auto n) { return values<n / kWeightSteps, n % kWeightSteps>(); },
         [&](auto n, Register v) {
           auto& out = out_[n / kWeightSteps];
@@ -178,7 +178,7 @@ struct DecodeTiles<Shape, Schedule::persistent> {
     const auto halves = amdgcn::both_halves(sum_.x + sum_.y);
     const float sum = halves.x + halves.y, scale = row_scale(sum, value_scale);
     RowTarget to = target(clamped_row());
-    if (static_cast<int>(row_) >= rows || column_wave_ >= kColumnWaves) to.o = nullptr;
+    if (row() >= rows || column_wave_ >= kColumnWaves) to.o = nullptr;
     if (to.o != nullptr && to.lse != nullptr && column_wave_ == 0 && amdgcn::lane_id() < 32)
       *to.lse = row_lse(base_, sum, __builtin_amdgcn_logf(sum));
     Output::store(lds_ + wave_ * sizeof(typename Output::Shared), out_, scale, to,
@@ -189,8 +189,8 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   static constexpr float kLowest = -3e38f;  // finite, so that hidden rows subtract to no NaN
   static constexpr uint32_t kValueChunks = kHeadDimV * kElement / Keys::kChunk;
   static constexpr int kMostValues = kColumnBlocks * kWeightSteps;
-  static constexpr int kValuePipeline =
-      Operand::kPipeline < kMostValues ? Operand::kPipeline : kMostValues;
+  static constexpr int kValueStage =
+      Operand::kValueStage < kMostValues ? Operand::kValueStage : kMostValues;
 
   /// The next tile is there, and nobody reads the one before it any more.
   static TILE_FN void meet() {
@@ -204,9 +204,11 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   }
 
   TILE_FN uint32_t other_tile() const { return 2 * lds_ + Keys::kBytes - tile_; }
-  TILE_FN int clamped_row() const {
-    return static_cast<int>(row_) < rows_ ? static_cast<int>(row_) : rows_ - 1;
+  /// The query row whose scores the lane has.
+  TILE_FN int row() const {
+    return static_cast<int>(wave_ % kRowWaves * 32 + amdgcn::recomputed(amdgcn::lane_id()) % 32);
   }
+  TILE_FN int clamped_row() const { return row() < rows_ ? row() : rows_ - 1; }
 
   template <int kBlock, int kStep>
   TILE_FN Register values() const {
@@ -287,7 +289,7 @@ struct DecodeTiles<Shape, Schedule::persistent> {
            Keys::token_offset(static_cast<uint32_t>(token), kWideLanes);
   }
 
-  uint32_t lds_, wave_, row_, column_wave_;
+  uint32_t lds_, wave_, column_wave_;
   uint32_t tile_;                             // the LDS tile that is being computed with
   uint32_t wide_rows_, tail_rows_, columns_;  // what the lane adds to offsets in a tile
   int rows_ = 0;

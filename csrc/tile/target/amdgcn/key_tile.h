@@ -85,7 +85,7 @@ struct KeyTile {
     if constexpr (kByte < kRowBytes) {
       constexpr Piece kPiece = piece_at(kByte);
       constexpr int kSlab = kPiece.slab * kSlabPitch, kNext = kSlab + 4 * kSlabPitch;
-      const uint64_t chunk = lane_id() % kPiece.lanes * kChunk;
+      const uint64_t chunk = recomputed(lane_id()) % kPiece.lanes * kChunk;
       if constexpr (kPiece.lanes == 16) {
         unrolled<4>([&](auto i) {
           load_wide<kByte, kSlab + i * 4 * kSlabPitch>(

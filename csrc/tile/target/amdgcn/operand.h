@@ -16,7 +16,8 @@ namespace hipdecode::tile::amdgcn {
 template <abi::DType kType>
 struct Operand32 {  // bf16, fp16: depth 16
   using Register = std::conditional_t<kType == abi::DType::bf16, Bf16x8, F16x8>;
-  static constexpr int kElementBytes = 2, kDepth = 16, kRunBytes = 16, kPipeline = 4;
+  static constexpr int kElementBytes = 2, kDepth = 16, kRunBytes = 16;
+  static constexpr int kKeyStage = 2, kValueStage = 4;  // operands that are loaded together
   static constexpr float kWeightShift = 0, kSlack = 8;  // weights reach 2^8
   static constexpr int kWeightWords = 2;                // dwords of four weights
 
@@ -51,7 +52,8 @@ struct Operand32 {  // bf16, fp16: depth 16
 template <>
 struct Operand32<kFp8> {  // depth 64
   using Register = U32x8;
-  static constexpr int kElementBytes = 1, kDepth = 64, kRunBytes = 32, kPipeline = 2;
+  static constexpr int kElementBytes = 1, kDepth = 64, kRunBytes = 32;
+  static constexpr int kKeyStage = 2, kValueStage = 2;
   static constexpr float kWeightShift = 4, kSlack = 4;  // weights reach 2^8; 448 is the most
   static constexpr int kWeightWords = 1;
 

@@ -26,7 +26,7 @@ struct OutputTile {
   /// @param to   of query row lane % 32; nowhere if null
   static TILE_FN void store(uint32_t lds, const F32x16* out, float scale, const RowTarget& to,
                             uint32_t first_column) {
-    const uint32_t lane = lane_id(), rows = lds + offsetof(Shared, rows);
+    const uint32_t lane = recomputed(lane_id()), rows = lds + offsetof(Shared, rows);
     const bool wide = __builtin_amdgcn_readfirstlane(static_cast<int>(to.type)) ==
                       static_cast<int>(abi::DType::fp32);
     if (lane < 32) lds_write(lds + lane * 8, reinterpret_cast<uint64_t>(to.o));
@@ -57,7 +57,7 @@ struct OutputTile {
   template <abi::DType kType>
   static TILE_FN void copy(uint32_t lds, uint32_t column) {
     constexpr int kEach = kType == abi::DType::fp32 ? 4 : 8, kAcross = kPass / kEach;
-    const uint32_t lane = lane_id(), at = lane % kAcross * kEach;
+    const uint32_t lane = recomputed(lane_id()), at = lane % kAcross * kEach;
     for (uint32_t row = lane / kAcross; row < 32; row += kLanes / kAcross) {
       const auto place = lds_read<uint64_t>(lds + row * 8);
       const uint32_t from = lds + offsetof(Shared, rows) + row * kPitch + at * 4;

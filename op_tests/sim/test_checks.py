@@ -365,6 +365,14 @@ def test_the_same_registers_are_forwarded_as_addend(asm):
     asm(f"s_nop 15\n {MFMA}\n {again}\n s_nop 15", v=registers, out=[])
 
 
+def test_half_of_a_pair_that_op_sel_leaves_out_need_not_be_written(asm):
+    code = "v_pk_mul_f32 v[20:21], v[8:9], v[10:11] op_sel_hi:[0,1]"
+    kwargs = {"v": {8: np.float32(3), 10: np.float32(2), 11: np.float32(4)}, "out": ["v20", "v21"]}
+    result = asm(code, **kwargs)
+    assert (result["v21"].view(np.float32) == 12).all()
+    fails(asm, code.replace("[0,1]", "[1,1]"), "uninitialised: v9", **kwargs)
+
+
 def test_checks_that_were_not_asked_for_stay_silent(asm):
     wrong, _, _ = WAITS["global load read early"]
     options = sim.SimOptions(checks=("races", "bounds"))

@@ -15,7 +15,7 @@ namespace {
 constexpr uint16_t kMachineAmdgpu = 224;
 constexpr uint32_t kNoteMetadata = 32;
 constexpr uint64_t kMaxImage = uint64_t{1} << 30;
-constexpr int64_t kDescriptorBytes = 64;
+constexpr uint64_t kDescriptorBytes = 64;
 // Relocations that LLVM leaves in a linked code object.
 constexpr uint32_t kAbs64 = 3, kRelative64 = 13;
 
@@ -149,6 +149,10 @@ KernelDescriptor unpack(std::span<const uint8_t> bytes, uint64_t address) {
   return result;
 }
 
+bool inside(const CodeObject& object, uint64_t address, uint64_t bytes) {
+  return address <= object.image.size() && bytes <= object.image.size() - address;
+}
+
 void load_kernels(const Elf& elf, CodeObject& object) {
   const std::vector<KernelMetadata> notes = load_notes(elf);
   const auto sections = elf.sections();
@@ -159,7 +163,7 @@ void load_kernels(const Elf& elf, CodeObject& object) {
          elf.table<Elf64_Sym>(section.sh_offset, section.sh_size / sizeof(Elf64_Sym))) {
       const std::string name = elf.text(names + symbol.st_name);
       if (!name.ends_with(".kd")) continue;
-      if (symbol.st_value + kDescriptorBytes > object.image.size())
+      if (!inside(object, symbol.st_value, kDescriptorBytes))
         elf.fail("kernel descriptors inside of the segments", name + " at " + hex(symbol.st_value),
                  "link it again");
       Kernel kernel;
@@ -190,7 +194,7 @@ void find_relocations(const Elf& elf, CodeObject& object) {
       else if (type != kRelative64)
         elf.fail("R_AMDGPU_RELATIVE64 or ABS64", "relocation " + std::to_string(type),
                  "link it with ld.lld -shared");
-      if (entry.r_offset + 8 > object.image.size())
+      if (!inside(object, entry.r_offset, 8))
         elf.fail("relocations inside of the segments", hex(entry.r_offset), "link it again");
       object.relocations.push_back({entry.r_offset, value});
     }
@@ -236,8 +240,7 @@ CodeObject read_code_object(const std::string& path, const std::string& arch) {
     object.text_address = section.sh_addr;
     object.text_bytes = section.sh_size;
   }
-  if (object.text_bytes == 0 || object.text_address > object.image.size() ||
-      object.text_bytes > object.image.size() - object.text_address)
+  if (object.text_bytes == 0 || !inside(object, object.text_address, object.text_bytes))
     elf.fail("a section of machine code", "none", "link it again");
   load_kernels(elf, object);
   if (object.kernels.empty())

@@ -10,7 +10,8 @@ namespace {
 
 // Registers start with patterns that no correct kernel depends on; the fp32 one is a NaN.
 constexpr uint32_t kVectorPoison = 0x7fa0dead, kScalarPoison = 0xbad0bad0;
-constexpr int32_t kMaxThreads = 1024;
+constexpr int64_t kMaxThreads = 1024;
+constexpr int64_t kMaxKernarg = 64 * 1024, kMaxScratch = 256 * 1024;
 constexpr int64_t kMaxGrid = int64_t{1} << 31;
 // compute_pgm_rsrc1 and rsrc2.
 constexpr int kFloatMode = 12, kClampNan = 21, kIeee = 23, kFp16Overflow = 26;
@@ -18,7 +19,7 @@ constexpr int kGroupIdX = 7, kGroupInfo = 10;
 
 template <class T>
 void put(std::span<uint8_t> to, int64_t offset, T value) {
-  if (offset >= 0 && offset + static_cast<int64_t>(sizeof value) <= static_cast<int64_t>(to.size()))
+  if (offset >= 0 && offset <= static_cast<int64_t>(to.size()) - static_cast<int64_t>(sizeof value))
     std::memcpy(to.data() + offset, &value, sizeof value);
 }
 
@@ -34,7 +35,8 @@ Launch::Launch(const Program& program, const std::string& symbol, std::span<cons
       threads_(threads),
       lds_bytes_(kernel_.lds_bytes() + dynamic_lds) {
   check(kernarg);
-  kernarg_.resize(std::max<size_t>(kernarg.size(), static_cast<size_t>(kernel_.kernarg_bytes())));
+  kernarg_.resize(std::max<size_t>(
+      kernarg.size(), static_cast<size_t>(std::max<int64_t>(kernel_.kernarg_bytes(), 0))));
   std::copy(kernarg.begin(), kernarg.end(), kernarg_.begin());
   for (const ArgumentMetadata& argument : kernel_.metadata.arguments)
     if (is_hidden(argument)) fill_hidden(argument, dynamic_lds);
@@ -47,7 +49,7 @@ void Launch::check(std::span<const uint8_t> kernarg) const {
                              "; correct the launch");
   };
   const int64_t most = kernel_.metadata.number(".max_flat_workgroup_size");
-  const int64_t limit = most > 0 ? most : kMaxThreads;
+  const int64_t limit = most > 0 ? std::min(most, kMaxThreads) : kMaxThreads;
   if (threads_ < 1 || threads_ > limit)
     fail("1 to " + std::to_string(limit) + " threads", std::to_string(threads_));
   for (const int64_t blocks : grid_)
@@ -56,6 +58,12 @@ void Launch::check(std::span<const uint8_t> kernarg) const {
   if (lds_bytes_ < 0 || lds_bytes_ > program_.arch().lds_bytes)
     fail("at most " + std::to_string(program_.arch().lds_bytes) + " bytes of LDS",
          std::to_string(lds_bytes_));
+  if (scratch_bytes() < 0 || scratch_bytes() > kMaxScratch)
+    fail("at most " + std::to_string(kMaxScratch) + " bytes of stack for each work item",
+         std::to_string(scratch_bytes()));
+  if (kernel_.kernarg_bytes() > kMaxKernarg)
+    fail("at most " + std::to_string(kMaxKernarg) + " bytes of arguments",
+         std::to_string(kernel_.kernarg_bytes()));
   int64_t explicit_end = 0;
   for (const ArgumentMetadata& argument : kernel_.metadata.arguments)
     if (!is_hidden(argument))

@@ -159,6 +159,8 @@ def test_a_damaged_code_object_never_ends_the_process(snippets) -> None:
     path = snippets.build("s_nop 0")
     whole = path.read_bytes()
     draw = np.random.default_rng(3)
+    memory = np.zeros(64, np.uint8)
+    extents = ((memory.ctypes.data, memory.nbytes),)
     for _ in range(200):
         damaged = bytearray(whole)
         for at in draw.integers(16, len(whole), 4):
@@ -167,7 +169,7 @@ def test_a_damaged_code_object_never_ends_the_process(snippets) -> None:
         with contextlib.suppress(SimulatorError):
             sim.Program(path).launch(
                 "kernel", bytes(24), threads=64,
-                options=sim.SimOptions(instruction_limit=10_000, threads=1),
+                options=sim.SimOptions(instruction_limit=10_000, extents=extents),
             )  # fmt: skip
 
 

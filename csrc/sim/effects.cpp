@@ -37,23 +37,6 @@ Registers selected(const Instruction& instruction, int i) {
   return {source.where, static_cast<decltype(source.first)>(source.first + low), 1};
 }
 
-/// The dwords of source `i` that are looked at: packed 32-bit arithmetic may take the same half of
-/// a pair for both of its results.
-Registers registers_of(const Instruction& instruction, int i) {
-  const Operand& source = instruction.source[i];
-  Registers registers = {source.where, source.first, source.count};
-  const std::string_view name = instruction.opcode->name;
-  if (name.starts_with("v_pk_") && name.ends_with("32") && source.count == 2) {
-    const int low = instruction.modifiers.op_sel >> i & 1;
-    const int high = instruction.modifiers.op_sel_hi >> i & 1;
-    if (low == high) {
-      registers.first = static_cast<uint16_t>(registers.first + low);
-      registers.count = 1;
-    }
-  }
-  return registers;
-}
-
 void add_operands(Effects& effects, const Instruction& instruction, int data_source) {
   for (int i = 0; i < instruction.sources; ++i) {
     const Operand& source = instruction.source[i];

@@ -48,6 +48,10 @@ void check_cache(const Tensor& kv, abi::DType type) {
                       kv.stride(1) * bytes % kCacheAlignment == 0,
                   "kv_buffer: expected address and strides that are multiples of ", kCacheAlignment,
                   " bytes");
+  constexpr int64_t kMostStride = 0xffffffff;  // kernels multiply page ids by 32 bits
+  HIPDECODE_CHECK(kv.stride(0) <= kMostStride && kv.stride(1) <= kMostStride,
+                  "kv_buffer: expected strides below 2^32 elements, got ", kv.stride(0), " and ",
+                  kv.stride(1));
 }
 
 struct Inputs {

@@ -112,9 +112,10 @@ struct MlaTile {
       const int32_t entry = p.kv_indices[known ? index : 0];
       const uint32_t page = entry < 0 ? 0 : static_cast<uint32_t>(entry);
       const auto in_page = static_cast<uint32_t>(token - (slot << p.page_bits));
-      const KvElement* row = static_cast<const KvElement*>(p.kv) +
-                             int64_t{page} * p.kv_stride_page +
-                             int64_t{in_page} * p.kv_stride_token;
+      const auto page_stride = static_cast<uint32_t>(p.kv_stride_page);  // the host has looked
+      const auto token_stride = static_cast<uint32_t>(p.kv_stride_token);
+      const KvElement* row = static_cast<const KvElement*>(p.kv) + uint64_t{page} * page_stride +
+                             uint64_t{in_page} * token_stride;
       return (known & (entry >= 0) & (page < p.num_pages)) ? row : nullptr;
     }
   };

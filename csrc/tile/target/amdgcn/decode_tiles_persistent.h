@@ -131,15 +131,18 @@ struct DecodeTiles<Shape, Schedule::persistent> {
     hide_from(visible(clamped_row()));
     const uint64_t skipped = __builtin_amdgcn_ballot_w64(tokens.row == 0);
     if (skipped == 0) return;
-    each_score([&](float& score, uint32_t token) {
-      if (skipped >> Keys::lane_of_token(token, wave_) & 1) score = -kInfinity;
+    const auto first = static_cast<uint32_t>(first_token());
+    each_score([&](float& score, int token) {
+      const uint32_t lane = Keys::lane_of_token(static_cast<uint32_t>(token) + first, wave_);
+      if (skipped >> lane & 1) score = -kInfinity;
     });
   }
 
   /// Online softmax in base 2 of scores * scale. The weights are relative to a base that follows
   /// the maximum only when a row grew by more than kSlack, so the output is rescaled rarely.
   TILE_FN void softmax(const Tokens& tokens, float scale) {
-    if (tokens.count < kTokens) hide_from(tokens.count);
+    if (tokens.count < kTokens && !hidden_) hide_from(tokens.count);
+    hidden_ = false;
     const auto best = amdgcn::both_halves(largest_score());
     const float most = __builtin_fmaxf(best.x, best.y) * scale - Operand::kWeightShift;
     if (amdgcn::any_lane(most > base_ + Operand::kSlack)) rescale(__builtin_fmaxf(most, base_));
@@ -222,22 +225,24 @@ struct DecodeTiles<Shape, Schedule::persistent> {
     return Operand::weights(weights_ + kStep * kWords);
   }
 
-  /// Calls f with each score of the lane and its token.
+  /// Calls f with each score of the lane and its token, less the first token of the lane.
   template <class F>
   TILE_FN void each_score(const F& f) {
-    const uint32_t half = amdgcn::recomputed(amdgcn::lane_id() / 32 * 4);
-#pragma unroll
-    for (int n = 0; n < kTokens / 2; ++n) {
+    amdgcn::unrolled<kTokens / 2>([&](auto n) {
       float score = scores_[n / 16][n % 16];
-      f(score, n / 4 * 8 + n % 4 + half);
+      f(score, n / 4 * 8 + n % 4);
       scores_[n / 16][n % 16] = score;
-    }
+    });
+  }
+
+  static TILE_FN int first_token() {
+    return static_cast<int>(amdgcn::recomputed(amdgcn::lane_id()) / 32 * 4);
   }
 
   TILE_FN void hide_from(int end) {
-    each_score([&](float& score, uint32_t token) {
-      score = static_cast<int>(token) < end ? score : -kInfinity;
-    });
+    const int left = end - first_token();
+    each_score([&](float& score, int token) { score = token < left ? score : -kInfinity; });
+    hidden_ = true;
   }
 
   TILE_FN float largest_score() const {
@@ -293,6 +298,7 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   uint32_t tile_;                             // the LDS tile that is being computed with
   uint32_t wide_rows_, tail_rows_, columns_;  // what the lane adds to offsets in a tile
   int rows_ = 0;
+  bool hidden_ = false;  // tokens past the tile's count, by mask()
   Register queries_[kSteps];
   amdgcn::F32x16 scores_[kTokenBlocks], out_[kColumnBlocks];
   uint32_t weights_[kTokens / 8 * Operand::kWeightWords];

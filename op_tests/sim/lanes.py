@@ -46,6 +46,7 @@ def over(
         assert bits.itemsize == 4, "expected 32-bit values"
         row[:count] = bits.view(np.uint32)
     lines = [
+        set_mode(4, 2, 3),  # keep fp32 denormals, as compiled kernels do
         f"s_lshl_b32 s3, s2, {THREADS.bit_length() - 1}",
         "v_add_u32 v1, s3, v0",
         "v_lshlrev_b32 v1, 2, v1",

@@ -126,7 +126,7 @@ def _only(want: reference.Attention) -> reference.Attention:
 def _assert_rows(got: Tensor, lse: Tensor, want: reference.Attention, what: str, **more) -> None:
     rows, written = want.written, _only(want)
     names = compare.plain_names("written row", "head", "column")
-    limit = compare.allowed_output(written, got.dtype, more.pop("target"))
+    limit = compare.allowed_output(written, got.dtype, more.pop("target"), more.pop("q_dtype"))
     common = {"names": names, **more}
     compare.assert_close(
         lse[rows], written.lse, compare.allowed_lse(written), what=f"{what} lse", **common
@@ -149,6 +149,7 @@ def test_mla_partials_match_the_walking_reference(
     partials, direct = _walk(case, inputs, plan)
     live = sum(case.q_lens)
     more = {"target": target, "seed": case.seed, "repro": cases.repro(case)}
+    more["q_dtype"] = inputs["q"].dtype
     _assert_rows(plan.partial_output, plan.partial_lse, partials, "partial_output", **more)
     _assert_rows(out[:live], lse[:live], _head(direct, live), "o", **more)
     assert (out[live:] == 0).all(), "padding rows: expected zeros"

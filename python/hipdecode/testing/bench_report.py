@@ -81,13 +81,14 @@ class Oracle:
         """Computes it."""
         requests = sorted({0, case.batch - 1})
         self._rows = case.rows_of(requests)
+        self._q_dtype = case.inputs["q"].dtype
         self._want = reference.mla_decode(**case.pick(requests))
 
     def check(self, out: Tensor, target: str) -> Checked:
         """Compares an output of the whole case, [batch * q_len, nhead, head_dim_v]."""
         got = out[self._rows].cpu()
         difference = (got.double() - self._want.o).abs()
-        allowed = compare.allowed_output(self._want, got.dtype, target)
+        allowed = compare.allowed_output(self._want, got.dtype, target, self._q_dtype)
         # NaN must fail: `not (difference <= allowed)`, never `difference > allowed`.
         within = bool((difference <= allowed).all())
         return Checked(float(difference.max()), within)

@@ -33,14 +33,32 @@ def tolerances() -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(text))
 
 
-def probability_rounding(target: str) -> float:
-    """Rounding of the softmax weights before the second product on a resolved target."""
+def probability_rounding(target: str, q_dtype: torch.dtype | None = None) -> float:
+    """Rounding of the softmax weights before the second product on a resolved target.
+
+    Args:
+        target: its name; a simulated one rounds as the real one does.
+        q_dtype: type of the query, which is that of the weights on GPUs; None: not rounded there.
+    """
     table = tolerances()["probability"]
-    return float(table.get(target, table["default"]))
+    rounding = table.get(target.removeprefix("sim:"), table["default"])
+    if isinstance(rounding, dict):
+        name = _DTYPE_NAMES[q_dtype] if q_dtype is not None else ""
+        rounding = rounding.get(name, table["default"])
+    return float(rounding)
 
 
-def allowed_output(want: Attention, dtype: torch.dtype, target: str) -> Tensor:
-    """Largest admissible |o - reference| of each element, float64, the shape of o."""
+def allowed_output(
+    want: Attention, dtype: torch.dtype, target: str, q_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Largest admissible |o - reference| of each element, float64, the shape of o.
+
+    Args:
+        want: the oracle's answer.
+        dtype: of the output.
+        target: resolved name of the target.
+        q_dtype: as in `probability_rounding`.
+    """
     rules = tolerances()
     output = rules["output"][_DTYPE_NAMES[dtype]]
     size = want.o.abs()
@@ -48,7 +66,7 @@ def allowed_output(want: Attention, dtype: torch.dtype, target: str) -> Tensor:
     allowed: Tensor = (
         output["u_out"] * size
         + output["tiny"]
-        + probability_rounding(target) * torch.minimum(want.l1, independent)
+        + probability_rounding(target, q_dtype) * torch.minimum(want.l1, independent)
         + (rules["u_acc"] + rules["u_logit"] * want.logit_bound[..., None]) * (want.l1 + size)
     )
     return allowed
@@ -175,5 +193,5 @@ def assert_decode_matches(
         assert_close(
             lse, want.lse, allowed_lse(want), what="lse", names=names, seed=case.seed, repro=repro
         )
-    allowed = allowed_output(want, o.dtype, target)
+    allowed = allowed_output(want, o.dtype, target, inputs["q"].dtype)
     assert_close(o, want.o, allowed, what="o", names=names, seed=case.seed, repro=repro)

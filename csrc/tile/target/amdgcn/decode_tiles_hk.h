@@ -67,7 +67,7 @@ class HkTiles {
     }
 #pragma unroll
     for (int c = 0; c < P::kColumnTiles; ++c) out_[c] = F32x4{};
-    maximum_ = kLowest;
+    level_ = kLowest;
     sum_ = 0;
     filling_ = base_;
     barrier();
@@ -113,16 +113,16 @@ class HkTiles {
     float best = scores_[0][0];
 #pragma unroll
     for (int i = 1; i < 4 * kGroups; ++i) best = __builtin_fmaxf(best, scores_[i / 4][i % 4]);
-    best *= scale;
-    // Weights may exceed one: the output is rescaled only where a maximum outgrows the one in use
-    // by 2^kSlack, and that is a row's own affair.
-    if (any_lane(best > maximum_ + kSlack)) rescale(best);
+    // Weights are relative to a level that follows a row's maximum only when that has outgrown it:
+    // the output is rescaled rarely, and other rows make no difference to a row's bits.
+    const float level = best * scale - M::kWeightShift;
+    if (any_lane(level > level_ + M::kSlack)) rescale(level);
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       F32x4 p;
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        p[e] = __builtin_amdgcn_exp2f(__builtin_fmaf(scores_[g][e], scale, -maximum_));
+        p[e] = __builtin_amdgcn_exp2f(__builtin_fmaf(scores_[g][e], scale, -level_));
       sum_ += (p[0] + p[1]) + (p[2] + p[3]);
       weights_[g] = M::narrow(p);
     }
@@ -165,7 +165,7 @@ class HkTiles {
     const HkMerge<Shape> merge{base_, lane, row_wave_, token_wave_};
     if constexpr (P::kTokenWaves > 1) {
       barrier();  // LDS now serves another purpose
-      merge.run(out_, maximum_, sum_);
+      merge.run(out_, level_, sum_);
     }
     const int row = row_wave_ * 16 + static_cast<int>(lane % 16);
     if (row >= rows) return;
@@ -173,11 +173,11 @@ class HkTiles {
     if (to.o == nullptr) return;
     merge.write(to, out_, row_scale(sum_, value_scale));
     if (to.lse != nullptr && lane < 16 && token_wave_ == 0)
-      *to.lse = row_lse(maximum_, sum_, __builtin_amdgcn_logf(sum_));
+      *to.lse = row_lse(level_, sum_, __builtin_amdgcn_logf(sum_));
   }
 
  private:
-  static constexpr float kLowest = -3.0e38f, kSlack = 7.0f;
+  static constexpr float kLowest = -3e38f;  // finite, so that hidden scores subtract to no NaN
 
   uint32_t lane_;
   int row_wave_, token_wave_, rows_ = 0;
@@ -189,7 +189,7 @@ class HkTiles {
   F32x4 scores_[kGroups];
   typename M::GroupWords weights_[kGroups];
   F32x4 out_[P::kColumnTiles];
-  float maximum_ = kLowest, sum_ = 0;  // base 2; sum over this lane's own tokens
+  float level_ = kLowest, sum_ = 0;  // base 2; sum over this lane's own tokens
 
   /// This lane's query row; the last one for lanes without.
   TILE_FN int logical_row() const {
@@ -302,11 +302,11 @@ class HkTiles {
         if (g * 16 + e >= left || (skipped >> (g * 16 + e) & 1) != 0) scores_[g][e] = hidden;
   }
 
-  TILE_FN void rescale(float best) {
-    best = across_rows(best, [](float a, float b) { return __builtin_fmaxf(a, b); });
-    const float next = best > maximum_ + kSlack ? best : maximum_;
-    const float factor = __builtin_amdgcn_exp2f(maximum_ - next);
-    maximum_ = next;
+  TILE_FN void rescale(float level) {
+    level = across_rows(level, [](float a, float b) { return __builtin_fmaxf(a, b); });
+    const float next = level > level_ + M::kSlack ? level : level_;
+    const float factor = __builtin_amdgcn_exp2f(level_ - next);
+    level_ = next;
     sum_ *= factor;
 #pragma unroll
     for (int c = 0; c < P::kColumnTiles; ++c) out_[c] *= factor;

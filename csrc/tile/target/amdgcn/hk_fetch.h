@@ -163,9 +163,11 @@ struct HkFetch<Shape, false> {
   template <bool kHigh>
   static TILE_FN uint32_t widen(uint32_t bytes) {
     const auto pair = __builtin_amdgcn_cvt_pk_f32_fp8(static_cast<int>(bytes), kHigh);
+    // NOTE: named first, because clang 22 takes a bit_cast of a vector's element from element 0.
+    const float low = pair[0], high = pair[1];
     if constexpr (Shape::kQDType == abi::DType::bf16)
-      return __builtin_amdgcn_perm(__builtin_bit_cast(uint32_t, pair[1]),
-                                   __builtin_bit_cast(uint32_t, pair[0]), 0x07060302);
+      return __builtin_amdgcn_perm(__builtin_bit_cast(uint32_t, high),
+                                   __builtin_bit_cast(uint32_t, low), 0x07060302);
     else
       return __builtin_bit_cast(uint32_t, __builtin_amdgcn_cvt_pkrtz(pair[0], pair[1]));
   }

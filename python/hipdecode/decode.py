@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -97,7 +96,8 @@ def mla_decode(
     """
     choice = (kv_len, batch_invariant, route, num_splits)
     try:
-        out, lse = _outputs(q, out, lse, return_lse)
+        if out is None or (return_lse and lse is None):
+            out, lse = _outputs(q, out, lse, return_lse)
         scale = q.shape[2] ** -0.5 if sm_scale is None else sm_scale
         if isinstance(scale, Tensor) or isinstance(max_seqlen_q, Tensor):
             raise TypeError("a number on the device: reading it would synchronise")
@@ -114,6 +114,10 @@ def mla_decode(
         check_choices(sm_scale, num_splits, workspace)
         raise
     return (out, lse) if return_lse and lse is not None else out
+
+
+_routes: dict[tuple[object, ...], tuple[str, int]] = {}
+_MAX_ROUTES = 8192
 
 
 class _Step(NamedTuple):
@@ -155,19 +159,38 @@ def _decode(
     step: _Step, choice: tuple[object, ...], plan: MlaPlan | None, workspace: Workspace | None
 ) -> None:
     """Routes a step and launches it."""
-    if choice[0] is None and plan is None and not _replayed(step.q):
-        capacity = step.kv_indices.numel() * step.kv_buffer.shape[1]
-        choice = (-(-capacity // max(step.batch, 1)), *choice[1:])
-    facts = _facts(step, choice)
-    chosen, splits = _prepare(step.q.device, *facts)
-    if not torch.compiler.is_compiling() and logger.isEnabledFor(logging.INFO):
-        _log(step, facts, planned=plan is not None)
+    if torch.compiler.is_compiling():  # the call will be replayed: lengths seen now mean nothing
+        chosen, splits = _prepare(step.q.device, *_facts(step, choice))
+    else:
+        chosen, splits = _remembered(step, choice, plan is not None)
     if step.q.shape[0] == 0:
         return
     if chosen == "hk":
         _decode_hk(step, splits, workspace)
     else:
         _decode_persistent(step, plan, workspace)
+
+
+def _remembered(step: _Step, choice: tuple[object, ...], planned: bool) -> tuple[str, int]:
+    """As _prepare(), known again by what tensors answer fast: spelling the facts out takes 4 us."""
+    q, kv_buffer = step.q, step.kv_buffer
+    # in a graph the lengths of the capture mean nothing to its replays
+    captured = q.is_cuda and torch.cuda.is_current_stream_capturing()
+    if choice[0] is None and not planned and not captured:
+        capacity = step.kv_indices.numel() * kv_buffer.shape[1]
+        choice = (-(-capacity // max(step.batch, 1)), *choice[1:])
+    key = (
+        q.device, q.shape, q.dtype, kv_buffer.shape, kv_buffer.dtype, step.out.shape,
+        step.qo_indptr.shape, step.max_seqlen_q, choice, None if q.is_cuda else ops.cpu_state(),
+    )  # fmt: skip
+    found = _routes.get(key)
+    if found is None:
+        if len(_routes) >= _MAX_ROUTES:
+            _routes.clear()
+        found = _routes[key] = _prepare(q.device, *_facts(step, choice))
+    if logger.isEnabledFor(logging.INFO):
+        _log(step, _facts(step, choice), planned=planned)
+    return found
 
 
 def _decode_hk(step: _Step, num_splits: int, workspace: Workspace | None) -> None:
@@ -274,15 +297,7 @@ def _shape(
 
 @ops.constant_when_traced
 def _prepare(device: torch.device, *facts: object) -> tuple[str, int]:
-    """Routes and loads what the route launches.
-
-    The cache is behind it: the compiler looks through lru_cache before it looks at the mark.
-    """
-    return _prepared(device, *facts)
-
-
-@lru_cache(maxsize=8192)
-def _prepared(device: torch.device, *facts: object) -> tuple[str, int]:
+    """Routes and loads what the route launches."""
     shape = _shape(*facts)  # type: ignore[arg-type]
     route = route_mla_decode(shape)
     dims = f"{shape.head_dim_qk}-{shape.head_dim_v}-{shape.q_dtype}-{shape.kv_dtype}"
@@ -337,13 +352,6 @@ def _own_plan(step: _Step, workspace: Workspace | None) -> MlaPlan:
     if kept is None and workspace is not None:
         workspace.keep_plan(key, plan)
     return plan
-
-
-def _replayed(q: Tensor) -> bool:
-    """Whether this call will be replayed, so that lengths seen now mean nothing."""
-    if torch.compiler.is_compiling():
-        return True
-    return q.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def warmup(

@@ -205,6 +205,12 @@ def family_and_units(device: torch.device) -> tuple[str, int]:
     return owner.family, owner.compute_units()
 
 
+def cpu_state() -> tuple[object, ...]:
+    """What family_and_units() of the CPU follows from; cheap, for keys of what was found out."""
+    now, used = settings.current(), _cpu_target
+    return used and used.name, now.target, now.sim_compute_units, torch.get_num_threads()
+
+
 @lru_cache
 def _gpu_family_and_units(index: int) -> tuple[str, int]:
     return target.of_gpu(index).family, target.gpus()[index].compute_units

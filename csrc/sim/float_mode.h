@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#if defined(__SSE2__)
-#include <immintrin.h>
+#if __has_include(<xmmintrin.h>)  // x86-64
+#include <xmmintrin.h>
 #endif
 
 #include "wave.h"
@@ -33,7 +33,7 @@ class FloatMode {
   FloatMode& operator=(const FloatMode&) = delete;
 
  private:
-#if defined(__SSE2__)
+#if __has_include(<xmmintrin.h>)  // x86-64
   void enter(uint32_t rounding, uint32_t denormals) {
     constexpr uint32_t kRounding[] = {0, 2, 1, 3};  // MXCSR has up and down the other way round
     constexpr uint32_t kInputsAreZero = 1u << 6, kFlush = 1u << 15;

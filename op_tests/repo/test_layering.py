@@ -39,7 +39,7 @@ LAYERS = [
     {"registry", "tables", "models"},
     {"support"},
     {"jit", "dispatch", "disassembly"},
-    {"facts"},
+    {"facts", "sim"},
     {"budgets"},
     {"ops"},
     {"plan"},

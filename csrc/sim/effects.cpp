@@ -27,10 +27,13 @@ void add_read(Effects& effects, Registers registers) {
   effects.reads[effects.read_count++] = registers;
 }
 
-/// The registers of a source that are read: packed fp32 may take one of its two for both halves.
+/// The registers of a source that count: packed fp32 may take one of its two for both halves.
 Registers selected(const Instruction& instruction, int i) {
   const Operand& source = instruction.source[i];
   const int low = instruction.modifiers.op_sel >> i & 1;
+  // Compilers add 32 bits with it: the upper half of the addend then holds nothing.
+  if (i == 2 && instruction.opcode->name.starts_with("v_mad_") && source.count == 2)
+    return {source.where, source.first, 1};
   const bool packed32 = instruction.opcode->name.starts_with("v_pk_") && source.count == 2;
   if (!packed32 || low != (instruction.modifiers.op_sel_hi >> i & 1))
     return {source.where, source.first, source.count};

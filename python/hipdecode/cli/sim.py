@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -16,6 +17,9 @@ from rich.table import Table
 
 from hipdecode import sim
 from hipdecode.errors import BadArgument
+
+if TYPE_CHECKING:
+    from hipdecode.testing import sim_counts
 
 _SCALARS = {"i32": "<i", "u32": "<I", "i64": "<q", "u64": "<Q", "f32": "<f", "f64": "<d"}
 
@@ -131,6 +135,56 @@ def disasm(file: Path) -> None:
 def info(file: Path) -> None:
     """Print descriptor and metadata of a code object's kernels as JSON."""
     click.echo(json.dumps(sim.Program(file).kernels(), indent=1))
+
+
+@command.command("per-token")
+@click.option("--target", default="sim:gfx950", show_default=True, help="sim:gfx950, sim:gfx942.")
+@click.option("--nhead", default=32, show_default=True, help="Query heads.")
+@click.option("--q-len", default=4, show_default=True, help="Query tokens.")
+@click.option("--dtype", default="fp8", show_default=True, help="bf16, fp8, or q/kv: bf16/fp8.")
+@click.option("--kv-lens", default="1024,3072", show_default=True, help="Two context lengths.")
+@click.option(
+    "--object",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="One of AITER's persistent kernels, hsa/gfx950/mla/*_ps.co, beside ours.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, opcodes included.")
+def per_token(
+    target: str, nhead: int, q_len: int, dtype: str, kv_lens: str, file: Path | None, as_json: bool
+) -> None:
+    """Count what one workgroup executes per KV token, checked against float64. No time is meant."""
+    from hipdecode import target as targets
+    from hipdecode.testing import sim_counts
+    from hipdecode.testing.cases import Case
+
+    words = [targets.resolve(target).dtype(word) for word in dtype.split("/")]
+    case = Case(
+        nhead=nhead, q_lens=(q_len,), q_dtype=words[0], kv_dtype=words[-1], poison=False,
+        q_scale=0.5 if "fp8" in words[0] else None, kv_scale=0.5 if "fp8" in words[-1] else None,
+    )  # fmt: skip
+    short, long = (int(word) for word in kv_lens.split(","))
+    columns = [sim_counts.own(target, case, (short, long))]
+    if file:
+        columns.append(sim_counts.aiter_object(file, case, (short, long)))
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(column) for column in columns], indent=1))
+        return
+    Console().print(_compared(columns))
+
+
+def _compared(columns: list[sim_counts.Costs]) -> Table:
+    printed = Table("per KV token (and fixed)", title="counted by execution, one workgroup")
+    for column in columns:
+        printed.add_column(column.kernel, justify="right", overflow="fold")
+    names = dict.fromkeys(row.name for column in columns for row in column.rows)
+    for name in (name for name in names if not name.startswith("opcode ")):
+        rows = [next((r for r in column.rows if r.name == name), None) for column in columns]
+        cells = [f"{r.per_token:.4g} ({r.fixed:.0f})" if r else "" for r in rows]
+        if any(cell not in ("", "0 (0)") for cell in cells):
+            printed.add_row(name, *cells)
+    printed.add_row("largest error / maximum", *(f"{column.error:.1e}" for column in columns))
+    return printed
 
 
 def parse_arguments(words: tuple[str, ...]) -> Arguments:

@@ -9,6 +9,7 @@ namespace hipdecode::sim {
 namespace {
 
 constexpr uint32_t kDirect = uint32_t{1} << 31;  // Shadow::sequence counts loads, not LDS writes
+constexpr int kReaderShift = 28;                 // Shadow::read_sequence: the wave above it
 constexpr uint8_t kAtomic = 0x80;                // Shadow::writer: by atomics only
 constexpr uint8_t kMany = 0x7f;                  // Shadow::writer: several waves, other bytes each
 
@@ -109,6 +110,19 @@ void Lds::check_finished(Shadow& shadow, int wave, uint32_t dword, const char* v
   shadow.sequence = 0;
 }
 
+/// Overwriting what another wave's read before the barrier may still have to fetch.
+void Lds::check_read(Shadow& shadow, int wave, uint32_t dword) {
+  const auto reader = static_cast<int>(shadow.read_sequence >> kReaderShift);
+  const uint32_t sequence = shadow.read_sequence & ((1u << kReaderShift) - 1);
+  shadow.read_sequence = 0;
+  if (reader == wave || (checks_ & kCheckWaits) == 0) return;
+  if (sequence <= progress(reader).lds_done_at_barrier) return;
+  throw Fault("waits: wave " + std::to_string(wave) + " overwrites LDS " + hex(dword * 4) +
+              " before the read of wave " + std::to_string(reader) +
+              " is known to be done: s_waitcnt lgkmcnt and then a barrier in that wave must come "
+              "first");
+}
+
 inline void Lds::read_dword(Shadow& shadow, int wave, uint32_t dword, unsigned mask) {
   if (shadow.sequence != 0) [[unlikely]]
     check_finished(shadow, wave, dword, "reads");
@@ -126,6 +140,8 @@ inline void Lds::read_dword(Shadow& shadow, int wave, uint32_t dword, unsigned m
     shadow.readers = 0;
   }
   shadow.readers = static_cast<uint16_t>(shadow.readers | 1u << wave);
+  shadow.read_sequence = (progress(wave).lds_issued + 1) | static_cast<uint32_t>(wave)
+                                                               << kReaderShift;
 }
 
 inline void Lds::write_dword(Shadow& shadow, int wave, uint32_t dword, unsigned mask, Kind kind) {
@@ -136,6 +152,7 @@ inline void Lds::write_dword(Shadow& shadow, int wave, uint32_t dword, unsigned 
   if (shadow.sequence != 0 && !in_order && (own || shadow.write_epoch != epoch_)) {
     check_finished(shadow, wave, dword, "overwrites");
   }
+  if (shadow.read_sequence != 0 && shadow.read_epoch != epoch_) check_read(shadow, wave, dword);
   if (races_ && shadow.read_epoch == epoch_) {
     unsigned others = shadow.readers & ~(1u << wave);
     if (others != 0) race("WAR", wave, dword, "overwrites", std::countr_zero(others));

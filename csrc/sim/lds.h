@@ -44,9 +44,10 @@ class Lds {
   void barrier();
 
  private:
-  // Of one dword. `sequence` is that of the write which is not known to be done, 0: none.
+  // Of one dword. `sequence` is that of the write which is not known to be done, 0: none;
+  // `read_sequence` that of the last read, with its wave in the upper bits.
   struct Shadow {
-    uint32_t write_epoch = 0, read_epoch = 0, sequence = 0;
+    uint32_t write_epoch = 0, read_epoch = 0, sequence = 0, read_sequence = 0;
     uint16_t readers = 0;
     uint8_t writer = 0;
     uint8_t initialised : 4 = 0, written : 4 = 0;  // bytes: ever, and in write_epoch
@@ -59,6 +60,7 @@ class Lds {
   void read_dword(Shadow& shadow, int wave, uint32_t dword, unsigned mask);
   void write_dword(Shadow& shadow, int wave, uint32_t dword, unsigned mask, Kind kind);
   void check_finished(Shadow& shadow, int wave, uint32_t dword, const char* verb);
+  void check_read(Shadow& shadow, int wave, uint32_t dword);
   [[noreturn]] void race(const char* kind, int wave, uint32_t dword, const char* verb,
                          int other) const;
 

@@ -211,6 +211,21 @@ def test_a_write_needs_its_wait_before_the_barrier(asm):
     asm(code.format(WAIT + "\n "), out=[], **kwargs)
 
 
+def test_a_read_needs_its_wait_before_the_barrier_after_which_others_overwrite(asm):
+    code = TWO_WAVES + f"""
+  ds_write_b32 v6, v0
+  {BARRIER}
+  ds_read_b32 v20, v6
+  {{}}s_barrier
+  ds_write_b32 v7, v0
+  s_waitcnt lgkmcnt(0)
+"""
+    kwargs = {"threads": 128, "lds": 512}
+    message = "waits: wave . overwrites LDS .* before the read of wave . is known to be done"
+    fails(asm, code.format(""), message, **kwargs)
+    asm(code.format(WAIT + "\n "), out=[], **kwargs)
+
+
 UNINITIALISED = {
     "register": ("v_add_u32 v20, v21, v22", "v_add_u32.*uninitialised: v2. is read, but lane 0"),
     "some lanes": (

@@ -119,7 +119,13 @@ def _only(want: reference.Attention) -> reference.Attention:
     """The written rows of an oracle's answer."""
     rows = want.written
     return reference.Attention(
-        want.o[rows], want.lse[rows], want.l1[rows], want.l2[rows], want.logit_bound[rows], rows
+        want.o[rows],
+        want.lse[rows],
+        want.l1[rows],
+        want.l2[rows],
+        want.faint[rows],
+        want.logit_bound[rows],
+        rows,
     )
 
 
@@ -174,6 +180,7 @@ def _head(want: reference.Attention, rows: int) -> reference.Attention:
         want.lse[:rows],
         want.l1[:rows],
         want.l2[:rows],
+        want.faint[:rows],
         want.logit_bound[:rows],
         want.written[:rows],
     )

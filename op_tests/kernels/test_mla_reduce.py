@@ -83,7 +83,13 @@ def _check(p: Partials, out: Tensor, lse: Tensor | None) -> reference.Attention:
     )
     done = want.written
     merged = reference.Attention(
-        want.o[done], want.lse[done], want.l1[done], want.l2[done], want.logit_bound[done], done
+        want.o[done],
+        want.lse[done],
+        want.l1[done],
+        want.l2[done],
+        want.faint[done],
+        want.logit_bound[done],
+        done,
     )
     names = compare.plain_names("merged row", "head", "column")
     # No weight is rounded to bf16 here: the tolerance is that of fp32 arithmetic on any target.

@@ -22,6 +22,9 @@ from hipdecode.testing.cases import one_thread
 _FP8_BIAS = {torch.float8_e4m3fn: 7, torch.float8_e4m3fnuz: 8}
 _FP8_NAN = {torch.float8_e4m3fn: (0x7F, 0xFF), torch.float8_e4m3fnuz: (0x80,)}
 
+FAINT = 2.0**-14
+"""Weights below this share of a row's largest one may be lost where weights are fp8."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attention:
@@ -32,6 +35,7 @@ class Attention:
         lse: [rows, nhead] float64, natural logarithm; -inf where a row sees nothing.
         l1: [rows, nhead, head_dim_v], sum over keys of p * |v|.
         l2: [rows, nhead, head_dim_v], sqrt of the sum over keys of (p * v)**2.
+        faint: [rows, nhead, head_dim_v], sum over keys of min(p, FAINT * largest p) * |v|.
         logit_bound: [rows, nhead], largest |q| * |k| * scale over the visible keys.
         written: [rows] bool, rows that the call must write.
     """
@@ -40,6 +44,7 @@ class Attention:
     lse: Tensor
     l1: Tensor
     l2: Tensor
+    faint: Tensor
     logit_bound: Tensor
     written: Tensor
 
@@ -53,6 +58,7 @@ class Attention:
             lse=torch.full(flat, -math.inf, dtype=f64),
             l1=torch.zeros(wide, dtype=f64),
             l2=torch.zeros(wide, dtype=f64),
+            faint=torch.zeros(wide, dtype=f64),
             logit_bound=torch.zeros(flat, dtype=f64),
             written=torch.zeros(rows, dtype=torch.bool),
         )
@@ -63,6 +69,7 @@ class Attention:
         self.lse[rows] = other.lse
         self.l1[rows] = other.l1
         self.l2[rows] = other.l2
+        self.faint[rows] = other.faint
         self.logit_bound[rows] = other.logit_bound
         self.written[rows] = True
 
@@ -155,6 +162,8 @@ def attend(q: Tensor, k: Tensor, visible: Tensor, *, scale: float, head_dim_v: i
     result.lse[:] = (top + total.log()).squeeze(-1)
     result.l1[:] = (flat @ v.abs()).reshape(shape)
     result.l2[:] = (flat.square() @ v.square()).sqrt().reshape(shape)
+    faint = torch.minimum(flat, flat.amax(1, keepdim=True) * FAINT)
+    result.faint[:] = (faint @ v.abs()).reshape(shape)
     key_norm = k.norm(dim=1)[None, :].masked_fill(~visible, 0.0).amax(1)
     result.logit_bound[:] = q.norm(dim=-1) * key_norm[:, None] * abs(scale)
     result.o[bad_rows] = math.nan
@@ -263,6 +272,7 @@ def scale_values(part: Attention, factor: float) -> Attention:
         part.lse,
         part.l1 * magnitude,
         part.l2 * magnitude,
+        part.faint * magnitude,
         part.logit_bound,
         part.written,
     )

@@ -10,8 +10,6 @@
 namespace hipdecode::sim {
 namespace {
 
-bool is_vector(const Registers& registers) { return registers.where != Where::scalar; }
-
 int slot_of(const Wave& wave, const Registers& registers, int i) {
   return registers.first + i +
          (registers.where == Where::accumulator ? wave.accumulator_offset : 0);
@@ -41,31 +39,23 @@ void Checks::before(const Context& context, const Instruction& instruction) {
   if ((checks_ & (kCheckWaits | kCheckUninitialised | kCheckHazards)) == 0) return;
   if (context.wave.relative_registers()) return;  // the operands do not say which registers
   const Effects& effects = of(instruction);
-  if (effects.vmem || effects.lds || effects.valu || effects.smem || !idle_) {
+  if (!idle_ && (checks_ & kCheckWaits) != 0) {
     for (int i = 0; i < effects.read_count; ++i) {
-      const Registers& registers = effects.reads[static_cast<size_t>(i)];
-      if (is_vector(registers)) {
-        check_waits(context, registers, true, effects);
-        check_written(context.wave, registers, effects);
-      } else {
-        check_scalar_waits(registers, true);
-      }
+      check_waits(context, effects.reads[static_cast<size_t>(i)], true, effects);
     }
     for (int i = 0; i < effects.write_count; ++i) {
-      const Registers& registers = effects.writes[static_cast<size_t>(i)];
-      if (is_vector(registers)) {
-        check_waits(context, registers, false, effects);
-      } else {
-        check_scalar_waits(registers, false);
-      }
+      check_waits(context, effects.writes[static_cast<size_t>(i)], false, effects);
     }
+  }
+  if ((checks_ & kCheckUninitialised) != 0 && effects.flow != Flow::none) {
+    definedness_.before(context, instruction, effects);
   }
   if (checks_ & kCheckHazards) hazards_.before(context.wave, effects);
 }
 
 void Checks::check_waits(const Context& context, const Registers& registers, bool reads,
                          const Effects& effects) {
-  if (idle_ || (checks_ & kCheckWaits) == 0) return;
+  if (registers.where == Where::scalar) return check_scalar_waits(registers, reads);
   const Wave& wave = context.wave;
   const Lds::Progress& progress = context.lds.progress(wave.index);
   for (int i = 0; i < registers.count; ++i) {
@@ -90,7 +80,7 @@ void Checks::check_waits(const Context& context, const Registers& registers, boo
 }
 
 void Checks::check_scalar_waits(const Registers& registers, bool reads) const {
-  if (smem_outstanding_ == 0 || (checks_ & kCheckWaits) == 0) return;
+  if (smem_outstanding_ == 0) return;
   for (int i = 0; i < registers.count; ++i) {
     const int number = registers.first + i;
     if (number >= kExec || !has_bit(pending_scalar_, number)) continue;
@@ -100,25 +90,11 @@ void Checks::check_scalar_waits(const Registers& registers, bool reads) const {
   }
 }
 
-void Checks::check_written(const Wave& wave, const Registers& registers, const Effects& effects) {
-  if (effects.copy || effects.select || effects.readlane || (checks_ & kCheckUninitialised) == 0) {
-    return;
-  }
-  const uint64_t needed = effects.all_lanes ? ~uint64_t{0} : wave.exec;
-  for (int i = 0; i < registers.count; ++i) {
-    const int slot = slot_of(wave, registers, i);
-    const uint64_t missing = needed & ~wave.written[static_cast<size_t>(slot)];
-    if (missing == 0) continue;
-    throw Fault("uninitialised: " + name_of(registers, i) + " is read, but lane " +
-                std::to_string(std::countr_zero(missing)) + " of it was never written");
-  }
-}
-
 void Checks::after(const Context& context, const Instruction& instruction) {
   const Effects& effects = of(instruction);
   Wave& wave = context.wave;
   if (checks_ & kCheckHazards) hazards_.after(wave, effects);
-  if (effects.copy && (checks_ & kCheckUninitialised) != 0) copy_written(wave, effects);
+  if (checks_ & kCheckUninitialised) definedness_.after(wave, instruction, effects);
   if (effects.vmem || effects.lds) {
     Lds::Progress& progress = context.lds.progress(wave.index);
     Pending pending;
@@ -140,18 +116,6 @@ void Checks::after(const Context& context, const Instruction& instruction) {
       const Registers& registers = effects.writes[static_cast<size_t>(i)];
       for (int j = 0; j < registers.count; ++j) set_bit(pending_scalar_, registers.first + j);
     }
-  }
-}
-
-void Checks::copy_written(Wave& wave, const Effects& effects) const {
-  if (effects.dpp || effects.read_count != 1 || effects.write_count != 1) return;
-  const Registers& from = effects.reads[0];
-  const Registers& to = effects.writes[0];
-  if (!is_vector(from) || !is_vector(to)) return;
-  for (int i = 0; i < std::min(from.count, to.count); ++i) {
-    uint64_t& written = wave.written[static_cast<size_t>(slot_of(wave, to, i))];
-    const uint64_t source = wave.written[static_cast<size_t>(slot_of(wave, from, i))];
-    written = (written & ~wave.exec) | (source & wave.exec);
   }
 }
 

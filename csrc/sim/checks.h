@@ -6,6 +6,7 @@
 #include <span>
 
 #include "arch.h"
+#include "definedness.h"
 #include "effects.h"
 #include "hazards.h"
 #include "options.h"
@@ -14,8 +15,8 @@
 namespace hipdecode::sim {
 
 /// Watches the registers of one wave: values that a load has not been waited for, lanes that were
-/// never written, and results that the hardware does not protect (hazards). The scheduler calls
-/// before() and after() around each instruction.
+/// never written (Definedness), and results that the hardware does not protect (Hazards). The
+/// scheduler calls before() and after() around each instruction.
 class Checks {
  public:
   /// @param effects  of the whole program, by Instruction::index
@@ -36,14 +37,13 @@ class Checks {
   void check_waits(const Context& context, const Registers& registers, bool reads,
                    const Effects& effects);
   void check_scalar_waits(const Registers& registers, bool reads) const;
-  void check_written(const Wave& wave, const Registers& registers, const Effects& effects);
-  void copy_written(Wave& wave, const Effects& effects) const;
   const Effects& of(const Instruction& instruction) const {
     return effects_[static_cast<size_t>(instruction.index)];
   }
 
   uint32_t checks_;
   Hazards hazards_;
+  Definedness definedness_;
   std::span<const Effects> effects_;
   bool idle_ = true;  // nothing is outstanding
   uint32_t smem_outstanding_ = 0;

@@ -61,15 +61,28 @@ int data_source(std::string_view name) {
   return name.starts_with("buffer_") ? 0 : 1;
 }
 
+Flow flow_of(const Effects& effects, const Instruction& instruction) {
+  constexpr std::string_view kMoves[] = {"v_mov_b", "v_accvgpr_"};
+  constexpr std::string_view kUpward[] = {"v_mad_u64", "v_mad_i64", "v_lshl_add_u64",
+                                          "v_lshlrev_b64"};
+  const std::string_view name = instruction.opcode->name;
+  if (instruction.opcode->kind == Class::mfma) return Flow::all_lanes;
+  if (effects.readlane) return Flow::one_lane;
+  const bool swaps = instruction.destination[1].where == Where::vector;
+  if (effects.dpp || effects.permlane || effects.writelane || swaps) return Flow::unknown;
+  if (instruction.destination[0].where == Where::scalar) return Flow::matters;
+  if (name.starts_with("v_cndmask_b32") && instruction.sources == 3) return Flow::select;
+  if (starts_with_any(name, kMoves)) return Flow::each;
+  if (starts_with_any(name, kUpward)) return Flow::upward;
+  return name.starts_with("v_pk_") && name.ends_with("32") ? Flow::packed : Flow::all;
+}
+
 void classify_vector(Effects& effects, const Instruction& instruction) {
-  constexpr std::string_view kCopies[] = {"v_mov_b", "v_accvgpr_", "v_pk_mov_b32", "v_swap_b32"};
   const std::string_view name = instruction.opcode->name;
   const Modifiers& modifiers = instruction.modifiers;
   effects.valu = true;
   effects.transcendental = instruction.opcode->kind == Class::transcendental;
   effects.dpp = modifiers.dpp;
-  effects.copy = starts_with_any(name, kCopies);
-  effects.select = name.starts_with("v_cndmask");
   effects.permlane = name.starts_with("v_permlane");
   effects.readlane = name.starts_with("v_readlane") || name.starts_with("v_readfirstlane");
   effects.writelane = name.starts_with("v_writelane");
@@ -81,16 +94,18 @@ void classify_vector(Effects& effects, const Instruction& instruction) {
                           contains(name, "_pk_fp4_");
   effects.writes_exec = name.starts_with("v_cmpx");
   if (instruction.opcode->kind == Class::mfma) {
-    effects.matrix = effects.all_lanes = true;
+    effects.matrix = true;
     effects.xdl = !name.ends_with("f64") && (!name.ends_with("f32") || contains(name, "xf32"));
     effects.passes = static_cast<uint8_t>(mfma_passes(instruction));
   }
+  effects.flow = flow_of(effects, instruction);
 }
 
 void classify_memory(Effects& effects, const Instruction& instruction) {
   constexpr std::string_view kCaches[] = {"buffer_wbl2", "buffer_inv", "buffer_wbinvl1"};
   const std::string_view name = instruction.opcode->name;
   effects.vmem = !starts_with_any(name, kCaches);  // cache control is not counted
+  effects.flow = Flow::matters;
   effects.flat = name.starts_with("flat_");
   effects.reads_m0 = instruction.opcode->kind == Class::vmem_to_lds;
   if (effects.reads_m0) add_read(effects, {Where::scalar, kM0, 1});
@@ -147,6 +162,7 @@ Effects effects_of(const Instruction& instruction) {
     case Class::lds_transpose:
       if (name.starts_with("ds_")) {
         effects.lds = true;
+        effects.flow = Flow::matters;
       } else {
         classify_memory(effects, instruction);
       }

@@ -20,6 +20,20 @@ struct Registers {
 /// "v12", "a3", "vcc_lo": register `i` of a run.
 std::string name_of(const Registers& registers, int i = 0);
 
+/// How lanes without a value pass through an instruction.
+enum class Flow : uint8_t {
+  none,       // reads no vector register
+  matters,    // they must not be there: addresses, stored data, compares
+  all_lanes,  // nor in disabled lanes: MFMA
+  one_lane,   // v_readlane, v_readfirstlane
+  unknown,    // lanes change places: the result counts as written
+  all,        // every dword of the result needs every dword of the sources
+  each,       // dword i needs dword i: moves
+  upward,     // dword i needs dwords 0 to i: 64-bit sums and products
+  packed,     // as op_sel and op_sel_hi say
+  select,     // one of two sources by a mask
+};
+
 /// What an instruction does to registers and counters, derived once from its operands: the facts
 /// that Checks works on.
 struct Effects {
@@ -35,9 +49,7 @@ struct Effects {
   bool flat = false;        // counted by both
   bool valu = false, matrix = false, xdl = false, transcendental = false;
   bool dpp = false, permlane = false, readlane = false, writelane = false, div_fmas = false;
-  bool copy = false;           // moves bits without looking at them
-  bool select = false;         // looks at only one of its sources in each lane
-  bool all_lanes = false;      // reads lanes that EXEC disables
+  Flow flow = Flow::none;
   bool shifts_result = false;  // writes a part of its destination (SDWA, op_sel)
   bool wide_store = false;     // store of more than 64 bits: `reads[data]` is fetched late
   bool reads_m0 = false;       // direct-to-LDS load

@@ -212,7 +212,9 @@ def test_a_write_needs_its_wait_before_the_barrier(asm):
 
 
 def test_a_read_needs_its_wait_before_the_barrier_after_which_others_overwrite(asm):
-    code = TWO_WAVES + f"""
+    code = (
+        TWO_WAVES
+        + f"""
   ds_write_b32 v6, v0
   {BARRIER}
   ds_read_b32 v20, v6
@@ -220,6 +222,7 @@ def test_a_read_needs_its_wait_before_the_barrier_after_which_others_overwrite(a
   ds_write_b32 v7, v0
   s_waitcnt lgkmcnt(0)
 """
+    )
     kwargs = {"threads": 128, "lds": 512}
     message = "waits: wave . overwrites LDS .* before the read of wave . is known to be done"
     fails(asm, code.format(""), message, **kwargs)
@@ -227,18 +230,35 @@ def test_a_read_needs_its_wait_before_the_barrier_after_which_others_overwrite(a
 
 
 UNINITIALISED = {
-    "register": ("v_add_u32 v20, v21, v22", "v_add_u32.*uninitialised: v2. is read, but lane 0"),
-    "some lanes": (
-        "s_mov_b64 exec, 0xff\n v_mov_b32 v21, 1\n s_mov_b64 exec, -1\n v_add_u32 v20, v21, v21",
-        "uninitialised: v21 is read, but lane 8",
+    "in an address": (
+        "ds_read_b32 v20, v21",
+        "ds_read_b32.*uninitialised: v21 is read, but lane 0",
+    ),
+    "in data": (
+        "v_add_u32 v20, v21, v2\n ds_write_b32 v1, v20",
+        "ds_write_b32.*uninitialised: v20",
+    ),
+    "in some lanes": (
+        "s_mov_b64 exec, 0xff\n v_mov_b32 v21, 1\n s_mov_b64 exec, -1\n v_add_u32 v20, v21, v21\n"
+        "ds_write_b32 v1, v20",
+        "uninitialised: v20 is read, but lane 8",
     ),
     "through a copy": (
-        "v_mov_b32 v21, v22\n v_add_u32 v20, v21, v21",
-        "v_add_u32.*uninitialised: v21 is read",
+        "v_mov_b32 v21, v22\n v_add_u32 v20, v21, v21\n ds_write_b32 v1, v20",
+        "uninitialised: v20 is read",
     ),
     "accumulation register": (
-        "v_accvgpr_read_b32 v21, a5\n v_add_u32 v20, v21, v21",
+        "v_accvgpr_read_b32 v21, a5\n ds_write_b32 v1, v21",
         "uninitialised: v21",
+    ),
+    "in a compare": ("v_cmp_eq_u32 vcc, v2, v21", "v_cmp_eq_u32.*uninitialised: v21"),
+    "in the lane that becomes a scalar": (
+        "s_mov_b64 exec, 0xf0\n v_mov_b32 v21, 1\n v_readlane_b32 s20, v21, 3",
+        "v_readlane_b32.*uninitialised: v21 is read, but lane 3",
+    ),
+    "selected": (
+        "s_mov_b64 vcc, 3\n v_cndmask_b32 v20, v2, v21, vcc\n ds_write_b32 v1, v20",
+        "uninitialised: v20 is read, but lane 0",
     ),
     "MFMA operand in a disabled lane": (
         "s_mov_b64 exec, 0xff\n v_mov_b32 v8, 1.0\n s_nop 4\n"
@@ -380,12 +400,23 @@ def test_the_same_registers_are_forwarded_as_addend(asm):
     asm(f"s_nop 15\n {MFMA}\n {again}\n s_nop 15", v=registers, out=[])
 
 
-def test_half_of_a_pair_that_op_sel_leaves_out_need_not_be_written(asm):
-    code = "v_pk_mul_f32 v[20:21], v[8:9], v[10:11] op_sel_hi:[0,1]"
-    kwargs = {"v": {8: np.float32(3), 10: np.float32(2), 11: np.float32(4)}, "out": ["v20", "v21"]}
-    result = asm(code, **kwargs)
-    assert (result["v21"].view(np.float32) == 12).all()
-    fails(asm, code.replace("[0,1]", "[1,1]"), "uninitialised: v9", **kwargs)
+UNUSED = {
+    "a half that op_sel leaves out": "v_pk_mul_f32 v[20:21], v[8:9], v[2:3] op_sel_hi:[0,1]",
+    "the upper half of a sum": (
+        "v_mad_u64_u32 v[20:21], s[20:21], v2, v2, v[8:9]\n v_mov_b32 v21, v20"
+    ),
+    "a lane that is not selected": (
+        "s_mov_b64 exec, 0xff\n v_mov_b32 v10, v2\n s_mov_b64 vcc, exec\n s_mov_b64 exec, -1\n"
+        "v_cndmask_b32 v20, v2, v10, vcc\n v_mov_b32 v21, v20"
+    ),
+    "a result that is dropped": "v_add_u32 v21, v10, v10\n v_mov_b32 v20, v2\n v_mov_b32 v21, v2",
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_what_nobody_wrote_may_be_computed_with_if_it_is_not_used(asm, name):
+    code = UNUSED[name] + "\n ds_write_b64 v1, v[20:21]"
+    asm(code, v={1: LANES * 8, 2: LANES, 3: LANES, 8: LANES}, out=[], lds=512)
 
 
 def test_checks_that_were_not_asked_for_stay_silent(asm):

@@ -16,14 +16,16 @@ template <>
 struct Limits<float> {
   using Bits = uint32_t;
   static constexpr int kMantissa = 23, kTop = 255;
-  static constexpr int kFar = 96, kScale = 64, kTiny = 23, kUnderflow = -150, kFmas = 32;
+  using Wide = double;  // holds a product exactly
+  static constexpr int kFar = 96, kScale = 64, kTiny = 23, kUnderflow = -150, kBias = 127;
   static constexpr FloatMode::Width kWidth = FloatMode::single;
 };
 template <>
 struct Limits<double> {
   using Bits = uint64_t;
   static constexpr int kMantissa = 52, kTop = 2047;
-  static constexpr int kFar = 768, kScale = 128, kTiny = 53, kUnderflow = -1075, kFmas = 64;
+  using Wide = __float128;
+  static constexpr int kFar = 768, kScale = 128, kTiny = 53, kUnderflow = -1075, kBias = 1023;
   static constexpr FloatMode::Width kWidth = FloatMode::wide;
 };
 
@@ -56,7 +58,7 @@ Scaled<Float> div_scale(Float chosen, Float denominator, Float numerator) {
   if (denormal(denominator)) return {up, false};
   const bool small_reciprocal = denormal(Float{1} / denominator);
   const bool small_quotient = denormal(numerator / denominator);
-  if (small_reciprocal && small_quotient) return {is_denominator ? up : chosen, true};
+  if (small_reciprocal && small_quotient) return {is_denominator ? down : chosen, true};
   if (small_reciprocal) return {down, false};
   if (small_quotient) return {is_numerator ? up : chosen, true};
   return {exponent_field(numerator) <= L::kTiny ? up : chosen, false};
@@ -76,7 +78,8 @@ Float div_fixup(Float quotient, Float denominator, Float numerator) {
   if (std::isinf(denominator) || numerator == 0) return sign * Float{0};
   if (exponent_field(numerator) - exponent_field(denominator) < L::kUnderflow)
     return sign * Float{0};
-  return sign * std::abs(quotient);
+  // Between finite numbers, NaN comes from an infinity on the way: the quotient is too large.
+  return sign * (std::isnan(quotient) ? kInfinity : std::abs(quotient));
 }
 
 template <class Float>
@@ -121,6 +124,16 @@ void v_div_scale(Context& c, const Instruction& i) {
   write_mask(c, i.destination[1], flags);
 }
 
+/// Undoes the scaling: the quotient is too small if only a small denominator was scaled up, which
+/// shows in its size. One rounding, so that denormal quotients come out right.
+template <class Float>
+Float div_fmas_scaled(Float a, Float b, Float d) {
+  using L = Limits<Float>;
+  using Wide = typename L::Wide;
+  const Wide factor = std::ldexp(Float{1}, exponent_field(d) > L::kBias ? L::kScale : -L::kScale);
+  return static_cast<Float>((static_cast<Wide>(a) * b + d) * factor);
+}
+
 template <class Float>
 void v_div_fmas(Context& c, const Instruction& i) {
   using L = Limits<Float>;
@@ -131,10 +144,9 @@ void v_div_fmas(Context& c, const Instruction& i) {
   const uint64_t flags = c.wave.vcc();
   {
     const FloatMode mode(c.wave.mode, L::kWidth);
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      const Float fused = std::fma(a[lane], b[lane], d[lane]);
-      d[lane] = flags >> lane & 1 ? std::ldexp(fused, L::kFmas) : fused;
-    }
+    for (size_t lane = 0; lane < kLanes; ++lane)
+      d[lane] = flags >> lane & 1 ? div_fmas_scaled(a[lane], b[lane], d[lane])
+                                  : std::fma(a[lane], b[lane], d[lane]);
   }
   write_all(c, i, d);
 }

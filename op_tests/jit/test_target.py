@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: MIT
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -48,14 +50,23 @@ def test_aarch64_is_generic(monkeypatch: pytest.MonkeyPatch) -> None:
         ("gfx942", "hip", "gfx942", "gfx942", 304, "fp8_e4m3fnuz"),
         ("sm_90", "cuda", "sm_90", "sm_90", 132, "fp8_e4m3fn"),
         ("sim:gfx950", "sim", "gfx950", "gfx950", 256, "fp8_e4m3fn"),
+        ("sim:gfx942", "sim", "gfx942", "gfx942", 304, "fp8_e4m3fnuz"),
     ],
 )
 def test_targets_are_told_apart(
-    name: str, driver: str, family: str, artefact: str, units: int | None, fp8: str
+    name: str,
+    driver: str,
+    family: str,
+    artefact: str,
+    units: int | None,
+    fp8: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(target, "gpus", lambda: ())
     found = target.resolve(name)
     assert (found.name, found.driver, found.family) == (name, driver, family)
     assert found.artefact == artefact
+    assert found.device_type == ("cpu" if driver in ("cpu", "sim") else "cuda")
     assert found.compute_units() == (units or torch.get_num_threads())
     assert found.dtype("fp8") == fp8
     assert found.dtype("bf16") == "bf16"
@@ -70,9 +81,75 @@ def test_resolve_raises_when_the_name_is_unknown() -> None:
         target.resolve("gfx90a")
 
 
-def test_current_raises_when_this_machine_cannot_run_it() -> None:
+def test_current_raises_when_this_machine_cannot_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "gpus", lambda: ())
     with (
         settings.override(target="gfx950"),
         pytest.raises(TargetError, match=r"HIPDECODE_TARGET: .*got gfx950"),
     ):
         target.current()
+
+
+@pytest.mark.parametrize(
+    ("properties", "arch"),
+    [
+        (SimpleNamespace(gcnArchName="gfx950:sramecc+:xnack-", major=9, minor=5), "gfx950"),
+        (SimpleNamespace(gcnArchName="gfx942", major=9, minor=4), "gfx942"),
+        (SimpleNamespace(gcnArchName="NVIDIA H100", major=9, minor=0), "sm_90"),
+        (SimpleNamespace(major=8, minor=9), "sm_89"),
+    ],
+    ids=["gfx950", "gfx942", "h100", "other"],
+)
+def test_gpus_are_told_apart_by_what_torch_says(
+    properties: SimpleNamespace, arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    properties.multi_processor_count = 8
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    target.gpus.cache_clear()
+    try:
+        assert target.gpus() == (target.Gpu(arch, 8),)
+    finally:
+        monkeypatch.undo()
+        target.gpus.cache_clear()
+
+
+def test_a_gpu_target_runs_where_such_a_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "gpus", lambda: (target.Gpu("gfx942", 80),))
+    assert target.resolve("gfx942").runs_here()
+    assert not target.resolve("gfx950").runs_here()
+    assert target.of_gpu(0).name == "gfx942"
+    assert target.resolve("gfx942").compute_units() == 80
+    assert "gfx942" in target.all_runnable()
+    assert "gfx942" not in target.runnable()
+    with settings.override(target=None):
+        assert target.current().driver == "cpu"
+
+
+def test_a_gpu_without_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "gpus", lambda: (target.Gpu("sm_89", 80),))
+    with pytest.raises(TargetError, match=r"cuda:0: expected a GPU of gfx950, .*, got sm_89"):
+        target.of_gpu(0)
+    with pytest.raises(TargetError, match=r"cuda:1: .*, got no such device"):
+        target.of_gpu(1)
+
+
+def test_the_simulator_is_chosen_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert target.resolve("sim:gfx950").runs_here()
+    with settings.override(target=None):
+        assert target.resolve().driver == "cpu"
+    with settings.override(target="sim:gfx950"):
+        assert target.current().name == "sim:gfx950"
+
+
+def test_the_simulator_wants_its_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target.shutil, "which", lambda name: None)
+    assert not target.resolve("sim:gfx950").runs_here()
+
+
+def test_compute_units_of_the_simulator_can_be_set() -> None:
+    with settings.override(sim_compute_units=7):
+        assert target.resolve("sim:gfx950").compute_units() == 7
+        assert target.resolve("gfx950").compute_units() != 7

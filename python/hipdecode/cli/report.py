@@ -14,7 +14,7 @@ from hipdecode.facts import ARCHS, KernelFacts
 
 _MOST_MNEMONICS = 24
 _MOST_LOOPS = 5
-_WIDTH = 190
+_WIDTH = 240
 """Of reports that go to a file or a pipe, where nobody can widen the window."""
 
 

@@ -149,7 +149,10 @@ void Launch::start_scalars(Wave& wave, const Grid& group) const {
 void Launch::start_vectors(Wave& wave) const {
   wave.vector.resize(kVectorRegisters + kVectorPadding);
   wave.written.assign(wave.vector.size(), 0);
-  for (Lanes& lanes : wave.vector) lanes.at.fill(kVectorPoison);
+  const auto used = static_cast<std::ptrdiff_t>(kernel_.descriptor.vector_registers());
+  std::for_each(wave.vector.begin(),
+                wave.vector.begin() + std::min<std::ptrdiff_t>(used, kVectorRegisters),
+                [](Lanes& lanes) { lanes.at.fill(kVectorPoison); });
   for (int lane = 0; lane < kLanes; ++lane)  // y and z, packed above x, are zero
     wave.vector[0][lane] = static_cast<uint32_t>(wave.index * kLanes + lane);
   wave.written[0] = ~uint64_t{0};

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""`hipdecode sim per-token`: what a decode costs, by execution."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hipdecode import ops
+from hipdecode.cli.sim import command
+from hipdecode.errors import BadArgument
+from hipdecode.testing import sim_counts
+from hipdecode.testing.cases import Case
+
+_TOKENS, _DEPTH, _VALUES = 64, 576, 512
+
+
+@pytest.fixture
+def simulated(simulator: None, target: str) -> Iterator[None]:
+    """Skips where the kernels cannot be built; gives the target under test back afterwards."""
+    if shutil.which("clang++-22") is None and shutil.which("hipcc") is None:
+        pytest.skip("needs clang++-22 (install clang-22 and lld-22) or ROCm's hipcc")
+    yield
+    ops.use_target(target)
+
+
+def test_a_token_costs_the_matrix_work_and_the_memory_of_its_shape(simulated: None) -> None:
+    words = ["per-token", "--nhead", "16", "--q-len", "1", "--dtype", "bf16", "--json",
+             "--kv-lens", f"{4 * _TOKENS},{12 * _TOKENS}"]  # fmt: skip
+    done = CliRunner().invoke(command, words, catch_exceptions=False)
+    (column,) = json.loads(done.output)
+    per_token = {row["name"]: row["per_token"] for row in column["rows"]}
+    assert column["error"] < 0.02
+    assert per_token["direct_to_lds_bytes"] == _DEPTH * 2
+    # 16 rows of a 16x16x32 product are 4 passes; a token is a sixteenth of a tile's columns.
+    passes = (_DEPTH + _VALUES) / 32 / 16 * 4
+    assert per_token["mfma_passes"] >= passes
+    assert per_token["opcode s_endpgm"] == 0
+
+
+def test_objects_that_are_not_persistent_are_refused(simulator: None, tmp_path: Path) -> None:
+    with pytest.raises(BadArgument, match=r"a.co: expected a persistent MLA decode kernel"):
+        sim_counts.aiter_object(tmp_path / "a.co", Case(), (64, 128))

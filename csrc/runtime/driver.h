@@ -60,9 +60,10 @@ class Driver {
   virtual bool is_capturing(void*) { return false; }
 };
 
-Driver& cpu_driver();  // shared libraries on the threads of `ParallelFor`
-Driver& hip_driver();  // code objects through libamdhip64.so
-Driver& sim_driver();  // code objects in the simulator
+Driver& cpu_driver();   // shared libraries on the threads of `ParallelFor`
+Driver& hip_driver();   // code objects through libamdhip64.so
+Driver& cuda_driver();  // cubins through libcuda.so
+Driver& sim_driver();   // code objects in the simulator
 
 /// The driver of a kind, as registered in drivers.cpp.
 /// @throws Error when this build has none

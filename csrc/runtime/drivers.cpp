@@ -17,7 +17,7 @@ struct Row {
 constexpr std::array<Row, kDeviceKinds> kDrivers = {{
     {"cpu", cpu_driver},
     {"hip", hip_driver},
-    {"cuda", nullptr},
+    {"cuda", cuda_driver},
     {"sim", sim_driver},
 }};
 

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: MIT
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+
+#include "code_object_info.h"
+#include "driver.h"
+#include "error.h"
+
+// The few entries of CUDA's driver that a launch needs, declared as cuda.h has them: the library is
+// opened at run time, so that one binary serves machines with and without it.
+namespace hipdecode::runtime {
+namespace {
+
+using CudaResult = int;                        // CUresult, 0: success
+using Context = void*;                         // CUcontext
+constexpr int kMultiprocessorCount = 16;       // CUdevice_attribute
+constexpr int kMaxSharedPerBlockOptin = 97;    // CUdevice_attribute
+constexpr int kMaxDynamicSharedSizeBytes = 8;  // CUfunction_attribute
+constexpr int64_t kMostBlocks = 0x7fffffff;    // of a grid, along x
+constexpr const char* kLibrary = "libcuda.so.1";
+
+/// The library's entries, looked up once.
+struct Cuda {
+  CudaResult (*cuInit)(unsigned flags);
+  CudaResult (*cuGetErrorString)(CudaResult, const char** text);
+  CudaResult (*cuDeviceGet)(int* device, int ordinal);
+  CudaResult (*cuDeviceGetAttribute)(int* value, int attribute, int device);
+  CudaResult (*cuDevicePrimaryCtxRetain)(Context* context, int device);
+  CudaResult (*cuCtxGetCurrent)(Context* context);
+  CudaResult (*cuCtxPushCurrent)(Context context);
+  CudaResult (*cuCtxPopCurrent)(Context* context);
+  CudaResult (*cuModuleLoadData)(void** module, const void* image);
+  CudaResult (*cuModuleGetFunction)(void** function, void* module, const char* name);
+  CudaResult (*cuFuncSetAttribute)(void* function, int attribute, int value);
+  CudaResult (*cuLaunchKernel)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                               unsigned block_x, unsigned block_y, unsigned block_z,
+                               unsigned dynamic_shared_bytes, void* stream, void** parameters,
+                               void** extra);
+  CudaResult (*cuStreamIsCapturing)(void* stream, int* status);
+
+  void check(CudaResult result, const char* call, const std::string& subject) const {
+    if (result == 0) return;
+    const char* text = nullptr;
+    cuGetErrorString(result, &text);
+    throw Error(join(subject, ": expected ", call, " to succeed, got ", text ? text : "an error",
+                     " (", result,
+                     "); see the device and the artefact that `hipdecode doctor` names"));
+  }
+};
+
+template <class Entry>
+void look_up(void* library, const char* name, Entry& entry) {
+  entry = reinterpret_cast<Entry>(dlsym(library, name));
+  HIPDECODE_CHECK(entry != nullptr, "CUDA: expected the entry ", name, " in ", kLibrary,
+                  ", got none; install an NVIDIA driver for CUDA 12 or newer");
+}
+
+Cuda open_cuda() {
+  void* library = dlopen(kLibrary, RTLD_NOW);
+  const char* reason = library ? nullptr : dlerror();
+  HIPDECODE_CHECK(library != nullptr, "CUDA: expected ", kLibrary, ", got ",
+                  reason ? reason : "none", "; install an NVIDIA driver");
+  Cuda cuda{};
+  look_up(library, "cuInit", cuda.cuInit);
+  look_up(library, "cuGetErrorString", cuda.cuGetErrorString);
+  look_up(library, "cuDeviceGet", cuda.cuDeviceGet);
+  look_up(library, "cuDeviceGetAttribute", cuda.cuDeviceGetAttribute);
+  look_up(library, "cuDevicePrimaryCtxRetain", cuda.cuDevicePrimaryCtxRetain);
+  look_up(library, "cuCtxGetCurrent", cuda.cuCtxGetCurrent);
+  look_up(library, "cuCtxPushCurrent_v2", cuda.cuCtxPushCurrent);
+  look_up(library, "cuCtxPopCurrent_v2", cuda.cuCtxPopCurrent);
+  look_up(library, "cuModuleLoadData", cuda.cuModuleLoadData);
+  look_up(library, "cuModuleGetFunction", cuda.cuModuleGetFunction);
+  look_up(library, "cuFuncSetAttribute", cuda.cuFuncSetAttribute);
+  look_up(library, "cuLaunchKernel", cuda.cuLaunchKernel);
+  look_up(library, "cuStreamIsCapturing", cuda.cuStreamIsCapturing);
+  cuda.check(cuda.cuInit(0), "cuInit", "CUDA");
+  return cuda;
+}
+
+/// @throws Error where there is no library; asked again at the next call
+const Cuda& cuda() {
+  static const Cuda instance = open_cuda();
+  return instance;
+}
+
+int device_at(int32_t index) {
+  int device = 0;
+  cuda().check(cuda().cuDeviceGet(&device, index), "cuDeviceGet", join("device ", index));
+  return device;
+}
+
+int attribute(int which, int32_t index) {
+  int value = 0;
+  cuda().check(cuda().cuDeviceGetAttribute(&value, which, device_at(index)), "cuDeviceGetAttribute",
+               join("device ", index));
+  return value;
+}
+
+/// The context that torch uses on a device, retained once.
+Context primary_context(int32_t index) {
+  static std::mutex mutex;
+  static std::unordered_map<int32_t, Context> contexts;
+  const std::lock_guard lock(mutex);
+  Context& context = contexts[index];
+  if (context == nullptr)
+    cuda().check(cuda().cuDevicePrimaryCtxRetain(&context, device_at(index)),
+                 "cuDevicePrimaryCtxRetain", join("device ", index));
+  return context;
+}
+
+/// Makes a device's context current and the caller's own current again. Costs one call where it
+/// already is.
+class ContextGuard {
+ public:
+  explicit ContextGuard(Context context) {
+    Context before = nullptr;
+    cuda().check(cuda().cuCtxGetCurrent(&before), "cuCtxGetCurrent", "CUDA");
+    if (before == context) return;
+    cuda().check(cuda().cuCtxPushCurrent(context), "cuCtxPushCurrent", "CUDA");
+    pushed_ = true;
+  }
+  ~ContextGuard() {
+    Context ours = nullptr;
+    if (pushed_) cuda().cuCtxPopCurrent(&ours);
+  }
+  ContextGuard(const ContextGuard&) = delete;
+  ContextGuard& operator=(const ContextGuard&) = delete;
+
+ private:
+  bool pushed_ = false;
+};
+
+class CudaKernel final : public Kernel {
+ public:
+  CudaKernel(std::string name, void* function, const abi::KernelInfo& info, Context context)
+      : name_(std::move(name)), function_(function), info_(info), context_(context) {}
+
+  void launch(const void* params, int64_t params_bytes, const Launch& launch) const override {
+    HIPDECODE_CHECK(params_bytes == info_.params_bytes, name_, ": expected ", info_.params_bytes,
+                    " bytes of parameters, got ", params_bytes, "; build the kernel again");
+    HIPDECODE_CHECK(launch.blocks >= 1 && launch.blocks <= kMostBlocks, name_, ": expected 1 to ",
+                    kMostBlocks, " blocks, got ", launch.blocks, "; decode a smaller batch");
+    std::array<void*, 1> parameters = {const_cast<void*>(params)};
+    const ContextGuard guard(context_);
+    cuda().check(cuda().cuLaunchKernel(function_, static_cast<unsigned>(launch.blocks), 1, 1,
+                                       static_cast<unsigned>(info_.threads), 1, 1,
+                                       static_cast<unsigned>(info_.shared_bytes), launch.stream,
+                                       parameters.data(), nullptr),
+                 "cuLaunchKernel", name_);
+  }
+
+  const abi::KernelInfo& info() const override { return info_; }
+
+ private:
+  std::string name_;
+  void* function_;
+  abi::KernelInfo info_;
+  Context context_;
+};
+
+class CudaDriver final : public Driver {
+ public:
+  std::unique_ptr<Kernel> load(const std::string& path, const std::string& symbol,
+                               int32_t index) override {
+    const std::string image = read_file(path);
+    const abi::KernelInfo info = read_code_object_info(image, path, symbol).kernel;
+    const int64_t shared = attribute(kMaxSharedPerBlockOptin, index);
+    HIPDECODE_CHECK(info.shared_bytes <= shared, "artefact ", path, ": expected at most ", shared,
+                    " bytes of shared memory, got ", info.shared_bytes,
+                    "; build it for the arch of device ", index);
+    const std::string subject = "artefact " + path;
+    const Context context = primary_context(index);
+    const ContextGuard guard(context);
+    void *module = nullptr, *function = nullptr;
+    cuda().check(cuda().cuModuleLoadData(&module, image.data()), "cuModuleLoadData", subject);
+    cuda().check(cuda().cuModuleGetFunction(&function, module, symbol.c_str()),
+                 "cuModuleGetFunction", subject);
+    cuda().check(cuda().cuFuncSetAttribute(function, kMaxDynamicSharedSizeBytes,
+                                           static_cast<int>(info.shared_bytes)),
+                 "cuFuncSetAttribute", subject);
+    return std::make_unique<CudaKernel>(symbol, function, info, context);
+  }
+
+  int64_t compute_units(int32_t index) override { return attribute(kMultiprocessorCount, index); }
+
+  bool is_capturing(void* stream) override {
+    int status = 0;  // CUstreamCaptureStatus, 0: none
+    cuda().check(cuda().cuStreamIsCapturing(stream, &status), "cuStreamIsCapturing", "CUDA");
+    return status != 0;
+  }
+};
+
+}  // namespace
+
+Driver& cuda_driver() {
+  static CudaDriver driver;
+  return driver;
+}
+
+}  // namespace hipdecode::runtime

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+
+#include "../../artefact.h"
+
+#define TILE_FN __device__ __forceinline__
+
+/// A condition that the kernel's own arithmetic must keep; checked in builds with HIPDECODE_DEBUG=1
+/// only.
+#ifdef HIPDECODE_DEBUG
+#define TILE_ASSERT(condition)  \
+  do {                          \
+    if (!(condition)) __trap(); \
+  } while (false)
+#else
+#define TILE_ASSERT(condition) static_cast<void>(0)
+#endif
+
+namespace hipdecode::tile {
+
+inline constexpr int kLanes = 32;  // of a wave
+
+/// What the waves of a block are for. Where a kernel's tiles ask for it, the last four waves bring
+/// the keys in and the others compute; all of them execute the kernel's statements.
+enum class Role { compute, fetch };
+
+/// Which of a launch's blocks this is, and which of the block's waves the caller belongs to. A
+/// fetching wave has a number that is out of all bounds, so that it takes no share of other work.
+class Block {
+ public:
+  TILE_FN Block(int32_t waves, Role role)
+      // shuffled, so that the compiler knows it to be the same in all lanes
+      : wave_(role == Role::fetch
+                  ? 1 << 30
+                  : __shfl_sync(~0u, static_cast<int32_t>(threadIdx.x) / kLanes, 0)),
+        waves_(waves),
+        role_(role) {}
+
+  TILE_FN int32_t index() const { return static_cast<int32_t>(blockIdx.x); }
+  TILE_FN int32_t count() const { return static_cast<int32_t>(gridDim.x); }
+  TILE_FN int32_t wave() const { return wave_; }
+  TILE_FN int32_t waves() const { return waves_; }  // that compute
+  TILE_FN Role role() const { return role_; }
+
+ private:
+  int32_t wave_, waves_;
+  Role role_;
+};
+
+namespace nvptx {
+
+/// Whether the tiles behind a kernel's group memory divide the block into roles, and how many
+/// registers a thread of each then has. The four waves of a warpgroup change theirs together.
+template <class Shared>
+concept HasRoles = requires { Shared::kComputeWaves; };
+
+/// Runs a kernel. The role is a constant in each branch: statements of the other fall away.
+template <class Kernel>
+TILE_FN void run(const typename Kernel::Params& params, typename Kernel::Shared& shared) {
+  using Shared = typename Kernel::Shared;
+  if constexpr (HasRoles<Shared>) {
+    if (threadIdx.x >= Shared::kComputeWaves * kLanes) {
+      asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Shared::kFetchRegisters));
+      Kernel::run(params, Block(Shared::kComputeWaves, Role::fetch), shared);
+    } else {
+      asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Shared::kComputeRegisters));
+      Kernel::run(params, Block(Shared::kComputeWaves, Role::compute), shared);
+    }
+  } else {
+    Kernel::run(params, Block(Kernel::kWaves, Role::compute), shared);
+  }
+}
+
+}  // namespace nvptx
+}  // namespace hipdecode::tile
+
+/// Exports `Kernel` (the rest of the line): a struct with Params, Shared, kWaves and run(Params,
+/// Block, Shared). Shared is the block's dynamic group memory, uninitialised.
+#define TILE_KERNEL(symbol, ...)                                                                  \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__::kWaves* ::hipdecode::tile::kLanes, 1) \
+      symbol(const __grid_constant__ __VA_ARGS__::Params params) {                                \
+    extern __shared__ __align__(128) unsigned char memory[];                                      \
+    ::hipdecode::tile::nvptx::run<__VA_ARGS__>(params,                                            \
+                                               *reinterpret_cast<__VA_ARGS__::Shared*>(memory));  \
+  }                                                                                               \
+  extern "C" __device__                                                                           \
+      __attribute__((used)) constexpr ::hipdecode::abi::KernelInfo hipdecode_kernel_info =        \
+          ::hipdecode::tile::kernel_info<__VA_ARGS__>(__VA_ARGS__::kWaves *                       \
+                                                      ::hipdecode::tile::kLanes);

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+
+#include "../../dtypes.h"
+#include "memory.h"
+#include "sync.h"
+
+namespace hipdecode::tile::nvptx {
+
+/// Which of the waves that fetch the caller's is, behind those that compute.
+TILE_FN int fetching_wave(int compute_waves) {
+  return __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kLanes, 0) - compute_waves;
+}
+
+/// Keys of 64 tokens as they lie in shared memory: rows as in global memory, 16 bytes apart, so
+/// that the eight rows of a matrix fall into different banks whichever way it is read.
+template <int kHeadDim, abi::DType kType>
+struct Keys {
+  static constexpr bool kFp8 = kIsFp8<kType>;
+  static constexpr abi::DType kOperand = kFp8 ? abi::DType::fp16 : kType;  // what is computed with
+  static constexpr int kElement = kFp8 ? 1 : 2;
+  static constexpr int kTokens = 64, kRowBytes = kHeadDim * kElement, kPitch = kRowBytes + 16;
+  static constexpr int kBytes = kTokens * kPitch;
+  static_assert(kPitch / 16 % 2 == 1);
+};
+
+/// Which slot of a ring comes next, and which time round it is.
+struct Cursor {
+  int slot = 0;
+  uint32_t parity = 0;
+
+  template <int kSlots>
+  TILE_FN void advance() {
+    const bool last = slot == kSlots - 1;
+    slot = last ? 0 : slot + 1;
+    parity ^= last;
+  }
+};
+
+/// Slots that kFetchWaves waves fill and kComputeWaves waves empty, all of them every slot.
+template <class Keys, int kSlots, int kFetchWaves, int kComputeWaves>
+struct KeyRing {
+  static constexpr int kShare = Keys::kTokens / kFetchWaves;  // tokens that a wave brings in
+  static constexpr uint32_t kAll = kShare == kLanes ? ~0u : (1u << kShare) - 1;
+  static_assert(kShare <= kLanes);
+
+  alignas(128) unsigned char keys[kSlots][Keys::kBytes];
+  uint32_t missing[kSlots][kFetchWaves];  // tokens that do not exist, a bit each
+  Gate full[kSlots], empty[kSlots];
+
+  TILE_FN void open() {
+    for (int i = 0; i < kSlots; ++i) {
+      full[i].open(kFetchWaves);
+      empty[i].open(kComputeWaves);
+    }
+  }
+
+  /// Brings in the tokens below `count` of which each lane has the row's address; 0: there is none.
+  /// What is not brought in reads as zeros.
+  TILE_FN void fill(Cursor& cursor, int wave, uint64_t row, int count) {
+    const bool asked = lane() < kShare && wave * kShare + lane() < count;
+    const uint32_t found = __ballot_sync(~0u, asked && row != 0);
+    const uint32_t lost = __ballot_sync(~0u, asked && row == 0);
+    empty[cursor.slot].wait(cursor.parity ^ 1);
+    const uint32_t to = shared_address(keys[cursor.slot]) + wave * kShare * Keys::kPitch;
+    if (found != kAll) {
+      if (lane() < kShare && (found >> lane() & 1) == 0) clear(to + lane() * Keys::kPitch);
+      __syncwarp();
+    }
+    Gate& gate = full[cursor.slot];
+    if (lane() == 0) {
+      missing[cursor.slot][wave] = lost;
+      gate.arrive_expecting(__popc(found) * Keys::kRowBytes);
+    }
+    __syncwarp();
+    const auto low = static_cast<uint32_t>(row), high = static_cast<uint32_t>(row >> 32);
+#pragma unroll 8
+    for (int n = 0; n < kShare; ++n) {
+      const uint64_t from = uint64_t{__shfl_sync(~0u, high, n)} << 32 | __shfl_sync(~0u, low, n);
+      copy(to + n * Keys::kPitch, from, Keys::kRowBytes, gate, (found >> n & 1) != 0);
+    }
+    cursor.advance<kSlots>();
+  }
+
+  TILE_FN bool is_missing(int slot, int token) const {
+    return missing[slot][token / kShare] >> token % kShare & 1;
+  }
+  TILE_FN bool any_missing(int slot) const {
+    uint32_t any = 0;
+#pragma unroll
+    for (const uint32_t bits : missing[slot]) any |= bits;
+    return any != 0;
+  }
+
+  /// The calling wave has read the slot for the last time.
+  TILE_FN void release(Cursor& cursor) {
+    __syncwarp();
+    if (lane() == 0) empty[cursor.slot].arrive();
+    cursor.advance<kSlots>();
+  }
+
+ private:
+  static TILE_FN void clear(uint32_t row) {
+#pragma unroll 1
+    for (int i = 0; i < Keys::kRowBytes; i += 16)
+      asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(row + i), "r"(0) : "memory");
+  }
+};
+
+/// Zeroes the values of those tokens in [begin, end) of a slot that have an infinity or a NaN. A
+/// row that sees such a token has a NaN for its weight already, because values are columns of keys;
+/// the others multiply the value by a weight of zero, and zero times NaN is NaN.
+template <class Keys, int kHeadDimV>
+TILE_FN void clear_special_values(unsigned char* slot, int begin, int end, int wave, int waves) {
+  constexpr int kWords = kHeadDimV * Keys::kElement / 4;
+  // exponents of all ones; e4m3fn has only the NaN, of seven ones
+  constexpr uint32_t kSpecial = Keys::kFp8                           ? 0x7f
+                                : Keys::kOperand == abi::DType::bf16 ? 0x7f80
+                                                                     : 0x7c00;
+  for (int token = begin + wave; token < end; token += waves) {
+    auto* words = reinterpret_cast<uint32_t*>(slot + token * Keys::kPitch);
+    bool special = false;
+    for (int i = lane(); i < kWords; i += kLanes) {
+#pragma unroll
+      for (int at = 0; at < 32; at += 8 * Keys::kElement)
+        special |= (words[i] >> at & kSpecial) == kSpecial;
+    }
+    if (!__any_sync(~0u, special)) continue;
+    for (int i = lane(); i < kWords; i += kLanes) words[i] = 0;
+  }
+}
+
+}  // namespace hipdecode::tile::nvptx

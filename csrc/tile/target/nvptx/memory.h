@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+
+#include "entry.h"
+
+// Shared memory, its barriers and its copy engine (PTX ISA 8.0, sections 9.7.9 and 9.7.13).
+namespace hipdecode::tile::nvptx {
+
+TILE_FN uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// A barrier in shared memory that counts arrivals, and bytes that the copy engine brings.
+struct Gate {
+  uint64_t state;
+
+  TILE_FN void open(int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)),
+                 "r"(arrivals));
+  }
+  TILE_FN void arrive() {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
+  }
+  /// Arrives, and the phase also waits for `bytes` that are on their way.
+  TILE_FN void arrive_expecting(int bytes) {
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),
+        "r"(bytes)
+        : "memory");
+  }
+  /// Waits until the phase of that parity is over. A caller sees every phase: parities repeat.
+  TILE_FN void wait(uint32_t parity) {
+    constexpr uint32_t kNanoseconds = 10'000'000;  // that the thread may be suspended in one try
+    uint32_t over = 0;
+    while (over == 0)
+      asm volatile(
+          "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2, %3;\n"
+          "selp.b32 %0, 1, 0, p;\n}"
+          : "=r"(over)
+          : "r"(shared_address(this)), "r"(parity), "r"(kNanoseconds)
+          : "memory");
+  }
+};
+
+/// Gates that this thread has opened are there for the block's threads and the copy engine.
+TILE_FN void publish_gates() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/// What this thread wrote to shared memory is there for the matrix unit, once threads have met.
+TILE_FN void publish_operand() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/// Some of a block's waves meet; 0 is the whole block's barrier.
+TILE_FN void meet(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+/// One lane of the wave starts a copy of `bytes` from global memory where `wanted`, a value that
+/// all lanes share; the gate counts the bytes.
+TILE_FN void copy(uint32_t destination, uint64_t source, int bytes, Gate& gate, bool wanted) {
+  asm volatile(
+      "{\n.reg .pred one, go;\nsetp.ne.b32 go, %4, 0;\nelect.sync _|one, 0xffffffff;\n"
+      "and.pred go, go, one;\n"
+      "@go cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];\n}" ::"r"(destination),
+      "l"(source), "r"(bytes), "r"(shared_address(&gate)), "r"(static_cast<uint32_t>(wanted))
+      : "memory");
+}
+
+/// Four 8x8 matrices of 16-bit words; lane l gives the address of row l % 8 of matrix l / 8.
+TILE_FN void load_matrices(uint32_t (&words)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(address));
+}
+TILE_FN void load_matrices_transposed(uint32_t (&words)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(address));
+}
+TILE_FN void store_matrices_transposed(uint32_t address, const uint32_t (&words)[4]) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+      "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+      : "memory");
+}
+
+}  // namespace hipdecode::tile::nvptx

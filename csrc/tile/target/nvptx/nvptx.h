@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "decode_tiles.h"
+#include "entry.h"
+#include "row.h"
+#include "scalar.h"
+#include "sync.h"

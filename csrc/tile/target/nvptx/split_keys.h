@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+
+#include "../../concepts.h"
+#include "key_ring.h"
+#include "output.h"
+#include "products.h"
+#include "queries.h"
+#include "running_rows.h"
+
+namespace hipdecode::tile::nvptx {
+
+/// Tiles of 128 tokens for few query rows: each warpgroup takes 64 tokens and keeps a whole output,
+/// maxima and sums of its own, so that nothing but the queries is shared until the end. Two waves
+/// bring in the keys of each.
+template <class Shape>
+class SplitKeys {
+ public:
+  static constexpr int kRows = Shape::kRows, kTokens = 128, kWaves = 12;
+  using KvElement = typename Storage<Shape::kKvDType>::Type;
+
+ private:
+  static constexpr int kGroups = 2, kGroupWaves = 4, kGroupThreads = kGroupWaves * kLanes;
+  static constexpr int kFetchWaves = 4 / kGroups;
+  static constexpr int kBlocks = Shape::kHeadDimV / 64;  // of the output's columns
+  static constexpr int kTurns = kBlocks > 1 ? 2 : 1, kPart = kBlocks / kTurns;  // of the merge
+  using Layout = Keys<Shape::kHeadDimQk, Shape::kKvDType>;
+  using Q = Queries<Layout, Shape::kHeadDimQk, Shape::kQDType, kRows>;
+  using Rows = RunningRows<kRows, Layout::kOperand>;
+  static constexpr int kBatch = Shape::kHeadDimQk / 16 % 6 == 0 ? 6 : 4;
+  using Scores = ScoreProduct<Layout, Shape::kHeadDimQk, kRows, kBatch>;
+  using Values = ValueProduct<Layout, kRows, kBlocks>;
+  static constexpr int kExchangeBytes = kPart * kRows * 64 * 4;
+  static constexpr int kWeightBytes = Layout::kTokens * kRows * 2;
+  static constexpr int kMostBytes = 226 * 1024;  // of group memory, of which 1 KB for small things
+  static constexpr int kQueryBytes = Q::kBytes > kExchangeBytes ? Q::kBytes : kExchangeBytes;
+  static constexpr int kFreeBytes =
+      kMostBytes - kQueryBytes - kGroups * kWeightBytes - kGroups * kRows * (kGroupWaves + 2) * 4;
+  static constexpr int kFit = kFreeBytes / (kGroups * (Layout::kBytes + 256));
+  static constexpr int kSlots = kFit > 4 ? 4 : kFit;
+  static_assert(kSlots >= 1);
+  using Ring = KeyRing<Layout, kSlots, kFetchWaves, kGroupWaves>;
+
+ public:
+  struct Shared {
+    static constexpr int kComputeWaves = kGroups * kGroupWaves;
+    static constexpr int kComputeRegisters = 232, kFetchRegisters = 40;
+    Ring rings[kGroups];
+    union alignas(128) {
+      unsigned char queries[Q::kBytes];
+      float4 exchange[kExchangeBytes / 16];
+    };
+    alignas(128) unsigned char weights[kGroups][kWeightBytes];
+    float4 by_wave[kGroups][kRows];  // maxima, at last sums
+    float bases[kGroups][kRows], unscale[kRows];
+  };
+
+  /// Fetching waves know a token's row each, the others find out from the ring what is missing.
+  struct Tokens {
+    uint64_t row;
+    int count;
+    const Ring* ring;  // null: fetching, nothing to be skipped
+    int slot;
+
+    TILE_FN bool skips() const { return ring != nullptr && ring->any_missing(slot); }
+  };
+
+  TILE_FN SplitKeys(Shared& shared, Block block)
+      : s_(shared), fetches_(block.role() == Role::fetch) {
+    const int wave = fetches_ ? fetching_wave(Shared::kComputeWaves) : block.wave();
+    group_ = wave / (fetches_ ? kFetchWaves : kGroupWaves);
+    wave_ = wave % (fetches_ ? kFetchWaves : kGroupWaves);
+    if (first_thread(block)) {
+      for (Ring& ring : s_.rings) ring.open();
+      publish_gates();
+    }
+    __syncthreads();
+  }
+
+  template <class Source>
+  TILE_FN void load_queries(const Source& source, int rows) {
+    if (fetches_) return;
+    query_rows_ = rows;
+    Q::load(s_.queries, s_.unscale, source, rows, group_ * kGroupWaves + wave_,
+            kGroups * kGroupWaves);
+    publish_operand();
+    meet_all();
+    rows_.clear();
+#pragma unroll
+    for (auto& block : output_)
+#pragma unroll
+      for (float& value : block) value = 0;
+  }
+
+  template <class Lookup>
+  TILE_FN Tokens gather(const Lookup& lookup, int count) const {
+    if (!fetches_) return {0, count, nullptr, 0};
+    const int token = group_ * Layout::kTokens + wave_ * Ring::kShare + lane();
+    const KvElement* key = lookup(token < count ? token : 0);
+    return {token < count ? reinterpret_cast<uint64_t>(key) : 0, count, nullptr, 0};
+  }
+
+  TILE_FN void fetch(const Tokens& tokens) {
+    if (fetches_ && own_count(tokens) > 0)
+      s_.rings[group_].fill(cursor_, wave_, tokens.row, own_count(tokens));
+  }
+
+  TILE_FN void score(Tokens& tokens, const Tokens& next) {
+    if (fetches_) return fetch(next);
+    if (own_count(tokens) == 0) return;
+    Ring& ring = s_.rings[group_];
+    tokens.ring = &ring;
+    tokens.slot = cursor_.slot;
+    ring.full[cursor_.slot].wait(cursor_.parity);
+    Scores().run(scores_, shared_address(ring.keys[cursor_.slot]),
+                 operand(shared_address(s_.queries), kChunkBytes<kRows>), wave_);
+  }
+
+  template <class Visible>
+  TILE_FN void mask(const Tokens& tokens, int, const Visible& visible) {
+    if (fetches_ || own_count(tokens) == 0) return;
+    const int token = own_token();
+    const bool lost[2] = {tokens.ring->is_missing(tokens.slot, token),
+                          tokens.ring->is_missing(tokens.slot, token + 8)};
+    const int first = group_ * Layout::kTokens + token;
+#pragma unroll
+    for (int v = 0; v < Rows::kValues; ++v) {
+      const int row = Rows::row_of(v);
+      const int end = visible(row < query_rows_ ? row : query_rows_ - 1);
+      hide(v, lost[0] || first >= end, lost[1] || first + 8 >= end);
+    }
+  }
+
+  TILE_FN void softmax(const Tokens& tokens, float scale) {
+    const int count = own_count(tokens);
+    if (fetches_ || count == 0) return;
+    const int token = own_token();
+#pragma unroll
+    for (int v = 0; v < Rows::kValues; ++v) {
+      const float factor = Q::kScaled ? scale * s_.unscale[Rows::row_of(v)] : scale;
+      scores_[v / 2 * 4 + v % 2] *= factor;
+      scores_[v / 2 * 4 + v % 2 + 2] *= factor;
+      if (count < Layout::kTokens) hide(v, token >= count, token + 8 >= count);
+    }
+    float4& waves = s_.by_wave[group_][Rows::own_row()];
+    reinterpret_cast<float*>(&waves)[wave_] = Rows::largest(scores_);
+    meet_group();
+    const float4 most = waves;
+    raised_ = rows_.raise(fmaxf(fmaxf(most.x, most.y), fmaxf(most.z, most.w)));
+    rows_.weigh(scores_);
+    store_weights<Layout, kRows>(shared_address(s_.weights[group_]), scores_, 0, wave_);
+    publish_operand();
+  }
+
+  template <class Visible>
+  TILE_FN void accumulate(const Tokens& tokens, int first_hidden, const Visible&) {
+    const int count = own_count(tokens);
+    if (fetches_ || count == 0) return;
+    Ring& ring = s_.rings[group_];
+    const int hidden = first_hidden - group_ * Layout::kTokens;
+    if (hidden < count) {
+      meet_group();
+      clear_special_values<Layout, Shape::kHeadDimV>(
+          ring.keys[cursor_.slot], hidden > 0 ? hidden : 0, count, wave_, kGroupWaves);
+      meet_group();
+    }
+    Values values;
+    values.start(shared_address(ring.keys[cursor_.slot]), 0, wave_);
+    meet_group();
+    if (raised_) rescale();
+    values.run(output_, operand(shared_address(s_.weights[group_]), kChunkBytes<kRows>));
+    ring.release(cursor_);
+    wait_for_products<0>();
+  }
+
+  template <class Target>
+  TILE_FN void store(int rows, const Target& target, float value_scale) {
+    if (fetches_) return;
+    merge_rows(rows, target, value_scale);
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      if (group_ != turn) give_part(turn);
+      meet_all();
+      if (group_ == turn) take_part(turn);
+      meet_all();
+      if (group_ != turn) continue;
+      Output<Layout, kPart>::store(reinterpret_cast<Part&>(output_[turn * kPart]), rows, target,
+                                   turn * kPart * 64, wave_);
+    }
+  }
+
+ private:
+  using Part = float[kPart][kRows / 2];
+
+  TILE_FN void meet_group() const { meet(1 + group_, kGroupThreads); }
+  static TILE_FN void meet_all() { meet(1 + kGroups, kGroups * kGroupThreads); }
+
+  /// Tokens of a tile that this warpgroup has.
+  TILE_FN int own_count(const Tokens& tokens) const {
+    const int count = tokens.count - group_ * Layout::kTokens;
+    return count < 0 ? 0 : count < Layout::kTokens ? count : Layout::kTokens;
+  }
+  /// The first of the two tokens that this thread has scores of.
+  TILE_FN int own_token() const { return 16 * wave_ + lane() / 4; }
+
+  TILE_FN void hide(int value, bool first, bool second) {
+    if (first) scores_[value / 2 * 4 + value % 2] = -kInfinity;
+    if (second) scores_[value / 2 * 4 + value % 2 + 2] = -kInfinity;
+  }
+
+  TILE_FN void rescale() {
+#pragma unroll
+    for (int v = 0; v < Rows::kValues; ++v) scale_row(v, rows_.factor(v));
+  }
+  TILE_FN void scale_row(int value, float factor) {
+#pragma unroll
+    for (auto& block : output_) {
+      block[value / 2 * 4 + value % 2] *= factor;
+      block[value / 2 * 4 + value % 2 + 2] *= factor;
+    }
+  }
+
+  /// Brings both warpgroups' rows to one maximum, writes the LSE and normalises.
+  template <class Target>
+  TILE_FN void merge_rows(int rows, const Target& target, float value_scale) {
+    if (wave_ == 0) s_.bases[group_][Rows::own_row()] = rows_.own_base();
+#pragma unroll
+    for (int v = 0; v < Rows::kValues; ++v) {
+      const float sum = rows_.sum(v);
+      if (lane() < 4) reinterpret_cast<float*>(&s_.by_wave[group_][Rows::row_of(v)])[wave_] = sum;
+    }
+    meet_all();
+#pragma unroll
+    for (int v = 0; v < Rows::kValues; ++v) {
+      const int row = Rows::row_of(v);
+      float total = 0, mine = 0;
+      const float most = fmaxf(s_.bases[0][row], s_.bases[1][row]);
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
+        const float base = s_.bases[group][row];
+        const float factor = base == most ? 1.0f : exp2(base - most);
+        const float4 waves = s_.by_wave[group][row];
+        total += factor * (waves.x + waves.y + waves.z + waves.w);
+        if (group == group_) mine = factor;
+      }
+      scale_row(v, mine * row_scale(total, value_scale));
+      if (group_ == 0 && wave_ == 0 && lane() < 4 && row < rows) {
+        const RowTarget to = target(row);
+        if (to.o != nullptr && to.lse != nullptr) *to.lse = row_lse(most, total, log2(total));
+      }
+    }
+  }
+
+  TILE_FN float4* exchanged(int block, int quad) const {
+    return &s_.exchange[(block * (kRows / 8) + quad) * kGroupThreads + wave_ * kLanes + lane()];
+  }
+  TILE_FN void give_part(int turn) {
+#pragma unroll
+    for (int block = 0; block < kPart; ++block)
+#pragma unroll
+      for (int quad = 0; quad < kRows / 8; ++quad) {
+        const float* from = &output_[turn * kPart + block][4 * quad];
+        *exchanged(block, quad) = float4{from[0], from[1], from[2], from[3]};
+      }
+  }
+  TILE_FN void take_part(int turn) {
+#pragma unroll
+    for (int block = 0; block < kPart; ++block)
+#pragma unroll
+      for (int quad = 0; quad < kRows / 8; ++quad) {
+        const float4 from = *exchanged(block, quad);
+        float* to = &output_[turn * kPart + block][4 * quad];
+        to[0] += from.x, to[1] += from.y, to[2] += from.z, to[3] += from.w;
+      }
+  }
+
+  Shared& s_;
+  const bool fetches_;
+  bool raised_ = false;
+  int group_, wave_;  // which warpgroup it is or serves, and the wave's place there
+  int query_rows_ = 0;
+  Cursor cursor_;
+  Rows rows_;
+  float scores_[kRows / 2], output_[kBlocks][kRows / 2];
+};
+
+}  // namespace hipdecode::tile::nvptx

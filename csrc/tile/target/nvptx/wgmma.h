@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+
+#include "../../../abi/dtype.h"
+#include "entry.h"
+
+// Products of a warpgroup, four waves: D[64, N] += A[64, 16] x B[16, N] in fp32. A is in registers,
+// 16 rows a wave; B is in shared memory (PTX ISA 8.0, section 9.7.14).
+namespace hipdecode::tile::nvptx {
+
+/// How the matrix unit finds B: core matrices of 8 columns of D by 8 of the depth, 128 bytes each;
+/// neighbours along the columns follow one another, those along the depth are `stride` apart.
+TILE_FN uint64_t operand(uint32_t address, int stride) {
+  constexpr uint64_t kCoreBytes = 128;
+  return uint64_t{(address & 0x3ffff) >> 4} | static_cast<uint64_t>(stride >> 4) << 16 |
+         (kCoreBytes >> 4) << 32;
+}
+
+/// The operand `bytes` further on.
+TILE_FN uint64_t advanced(uint64_t operand, int bytes) {
+  return operand + static_cast<uint64_t>(bytes >> 4);
+}
+
+TILE_FN void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+TILE_FN void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+/// Waits until at most kLater groups of products are under way.
+template <int kLater>
+TILE_FN void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLater) : "memory");
+}
+
+#define HIPDECODE_F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define HIPDECODE_F8(d, i) HIPDECODE_F4(d, i), HIPDECODE_F4(d, i + 4)
+#define HIPDECODE_F16(d, i) HIPDECODE_F8(d, i), HIPDECODE_F8(d, i + 8)
+#define HIPDECODE_MULTIPLY(shape, type, d_list, a0, a1, a2, a3, b_at, p_at, ...)          \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " p_at                                   \
+               ", 0;\n"                                                                   \
+               "wgmma.mma_async.sync.aligned." shape "k16.f32." type "." type " {" d_list \
+               "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b_at ", p, 1, 1, 0;\n}"            \
+               : __VA_ARGS__                                                              \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add))
+#define HIPDECODE_D8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define HIPDECODE_D16 HIPDECODE_D8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define HIPDECODE_D32                                                      \
+  HIPDECODE_D16                                                            \
+  ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29" \
+  ", %30, %31"
+#define HIPDECODE_N16(type)                                                                \
+  HIPDECODE_MULTIPLY("m64n16", type, HIPDECODE_D8, "%8", "%9", "%10", "%11", "%12", "%13", \
+                     HIPDECODE_F8(d, 0))
+#define HIPDECODE_N32(type)                                                                   \
+  HIPDECODE_MULTIPLY("m64n32", type, HIPDECODE_D16, "%16", "%17", "%18", "%19", "%20", "%21", \
+                     HIPDECODE_F16(d, 0))
+#define HIPDECODE_N64(type)                                                                   \
+  HIPDECODE_MULTIPLY("m64n64", type, HIPDECODE_D32, "%32", "%33", "%34", "%35", "%36", "%37", \
+                     HIPDECODE_F16(d, 0), HIPDECODE_F16(d, 16))
+
+/// d = a x b, or d += where `add`. Lane 4g + t holds columns 8j + 2t and + 1 of D's rows g (d[4j],
+/// d[4j + 1]) and g + 8 (d[4j + 2], d[4j + 3]); of A, depths 2t and + 1 of rows g and g + 8 (a[0],
+/// a[1]), then depths 8 more (a[2], a[3]). It runs on until wait_for_products().
+template <abi::DType kType, int kWords>
+TILE_FN void multiply(float (&d)[kWords], const uint32_t* a, uint64_t b, int add) {
+  constexpr bool kBf16 = kType == abi::DType::bf16;
+  if constexpr (kWords == 8 && kBf16) {
+    HIPDECODE_N16("bf16");
+  } else if constexpr (kWords == 8) {
+    HIPDECODE_N16("f16");
+  } else if constexpr (kWords == 16 && kBf16) {
+    HIPDECODE_N32("bf16");
+  } else if constexpr (kWords == 16) {
+    HIPDECODE_N32("f16");
+  } else if constexpr (kBf16) {
+    HIPDECODE_N64("bf16");
+  } else {
+    HIPDECODE_N64("f16");
+  }
+}
+
+#undef HIPDECODE_N64
+#undef HIPDECODE_N32
+#undef HIPDECODE_N16
+#undef HIPDECODE_D32
+#undef HIPDECODE_D16
+#undef HIPDECODE_D8
+#undef HIPDECODE_MULTIPLY
+#undef HIPDECODE_F16
+#undef HIPDECODE_F8
+#undef HIPDECODE_F4
+
+}  // namespace hipdecode::tile::nvptx

@@ -15,11 +15,12 @@
 
 namespace hipdecode::tile::amdgcn {
 
-/// The main loop in 16x16 form. A wave owns 16 query rows and all value columns; a lane owns query
-/// row l % 16 from its queries to its output, because both products are computed transposed:
-/// scores^T = keys x queries^T leaves a lane four tokens of each group of 16, and those weights are
-/// the operand of output^T = values^T x weights^T as they are, since the order of the depth is
-/// free.
+/// The main loop in 16x16 form. A wave owns 16 query rows and all value
+/// columns; a lane owns query row l % 16 from its queries to its output,
+/// because both products are computed transposed: scores^T = keys x queries^T
+/// leaves a lane four tokens of each group of 16, and those weights are the
+/// operand of output^T = values^T x weights^T as they are, since the order of
+/// the depth is free.
 template <class Shape>
 class HkTiles {
  public:
@@ -34,11 +35,13 @@ class HkTiles {
     alignas(1024) unsigned char bytes[HkMerge<Shape>::kSharedBytes];
   };
 
-  /// A lane knows one token of its token wave's part. What is asked of a page table's entry waits
-  /// for it, so that only fetching asks, and notes what it finds.
+  /// A lane knows one token of its token wave's part. What is asked of a page
+  /// table's entry waits for it, so that only fetching asks, and notes what it
+  /// finds.
   struct Tokens {
-    const char* row;   // of token first + l % kPart; null: skipped; zeros where there is no token
-    int count, first;  // tokens of the whole tile; the first of the part
+    const char* row;               // of token first + l % kPart; null: skipped; zeros where
+                                   // there is no token
+    int count, first;              // tokens of the whole tile; the first of the part
     mutable uint64_t skipped = 0;  // bit i: token first + i; known when the fetch has begun
 
     TILE_FN bool skips() const { return skipped != 0; }
@@ -73,13 +76,15 @@ class HkTiles {
     barrier();
   }
 
-  /// lookup(n): the key row of token n of the tile, or null. Where there is none token 0 is looked
-  /// up: without a branch the page table's entry stays on its way until the address is needed.
+  /// lookup(n): the key row of token n of the tile, or null. Where there is
+  /// none token 0 is looked up: without a branch the page table's entry stays
+  /// on its way until the address is needed.
   template <class Lookup>
   TILE_FN Tokens gather(const Lookup& lookup, int count) const {
     const int first = token_wave_ * P::kPart;
     const int n = first + static_cast<int>(recomputed(lane_) % P::kPart);
-    const auto* row = reinterpret_cast<const char*>(lookup(n < count ? n : 0));
+    const KvElement* key = lookup(n < count ? n : 0);
+    const auto* row = reinterpret_cast<const char*>(key);
     return {n < count ? row : zeros(), uniform(count), first};
   }
 
@@ -102,7 +107,8 @@ class HkTiles {
     __builtin_amdgcn_s_setprio(1);
   }
 
-  /// Hides what visible(row) and the lookups say; called for tiles that hide something.
+  /// Hides what visible(row) and the lookups say; called for tiles that hide
+  /// something.
   template <class Visible>
   TILE_FN void mask(const Tokens& tokens, int, const Visible& visible) {
     hide(tokens, visible(logical_row()) - tokens.first);
@@ -113,25 +119,28 @@ class HkTiles {
     float best = scores_[0][0];
 #pragma unroll
     for (int i = 1; i < 4 * kGroups; ++i) best = __builtin_fmaxf(best, scores_[i / 4][i % 4]);
-    // Weights are relative to a level that follows a row's maximum only when that has outgrown it:
-    // the output is rescaled rarely, and other rows make no difference to a row's bits.
+    // Weights are relative to a level that follows a row's maximum only when
+    // that has outgrown it: the output is rescaled rarely, and other rows make
+    // no difference to a row's bits.
     const float level = best * scale - M::kWeightShift;
     if (any_lane(level > level_ + M::kSlack)) rescale(level);
+    const F32x2 scales = {scale, scale}, levels = {level_, level_};
+    F32x2 sum = {};
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
-      F32x4 p;
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        p[e] = __builtin_amdgcn_exp2f(__builtin_fmaf(scores_[g][e], scale, -level_));
-      sum_ += (p[0] + p[1]) + (p[2] + p[3]);
-      weights_[g] = M::narrow(p);
+      const F32x2 low = weigh_two(scores_[g].xy, scales, levels),
+                  high = weigh_two(scores_[g].zw, scales, levels);
+      sum += low + high;
+      weights_[g] = M::narrow({low.x, low.y, high.x, high.y});
     }
+    sum_ += sum.x + sum.y;
     __builtin_amdgcn_s_setprio(0);
   }
 
-  /// out += values x weights. Where a token is hidden from some row, its weight of zero would not
-  /// keep a NaN out of that row's sum. Every value is also a key element, so a row that does see a
-  /// NaN has it in its weight already: the values of such a tile are made finite, for all rows.
+  /// out += values x weights. Where a token is hidden from some row, its weight
+  /// of zero would not keep a NaN out of that row's sum. Every value is also a
+  /// key element, so a row that does see a NaN has it in its weight already:
+  /// the values of such a tile are made finite, for all rows.
   template <class Visible>
   TILE_FN void accumulate(const Tokens& tokens, int first_hidden, const Visible&) {
     if (first_hidden < tokens.count) {
@@ -160,20 +169,20 @@ class HkTiles {
   /// Normalises the rows and writes them with their LSE.
   template <class Target>
   TILE_FN void store(int rows, const Target& target, float value_scale) {
-    sum_ = across_rows(sum_, [](float a, float b) { return a + b; });
+    float sum = across_rows(sum_, [](float a, float b) { return a + b; });
     const uint32_t lane = recomputed(lane_);
     const HkMerge<Shape> merge{base_, lane, row_wave_, token_wave_};
     if constexpr (P::kTokenWaves > 1) {
       barrier();  // LDS now serves another purpose
-      merge.run(out_, level_, sum_);
+      merge.run(out_, level_, sum);
     }
     const int row = row_wave_ * 16 + static_cast<int>(lane % 16);
     if (row >= rows) return;
     const RowTarget to = target(row);
     if (to.o == nullptr) return;
-    merge.write(to, out_, row_scale(sum_, value_scale));
+    merge.write(to, out_, row_scale(sum, value_scale));
     if (to.lse != nullptr && lane < 16 && token_wave_ == 0)
-      *to.lse = row_lse(level_, sum_, __builtin_amdgcn_logf(sum_));
+      *to.lse = row_lse(level_, sum, __builtin_amdgcn_logf(sum));
   }
 
  private:
@@ -181,9 +190,11 @@ class HkTiles {
 
   uint32_t lane_;
   int row_wave_, token_wave_, rows_ = 0;
-  uint32_t base_, current_ = 0, filling_ = 0;  // LDS addresses: all, this tile, the next
-  bool fetching_ = false;                      // a next tile is under way
-  uint32_t key_offset_, value_offset_;         // of what this lane reads first, in a part
+  uint32_t base_, current_ = 0,
+                  filling_ = 0;  // LDS addresses: all, this tile, the next
+  bool fetching_ = false;        // a next tile is under way
+  uint32_t key_offset_,
+      value_offset_;  // of what this lane reads first, in a part
   HkFetch<Shape> fetch_;
   U32x4 queries_[P::kChunks];
   F32x4 scores_[kGroups];
@@ -207,7 +218,8 @@ class HkTiles {
     return tile + static_cast<uint32_t>(token_wave_ * kGroups * P::kGroupPitch);
   }
 
-  /// Waves that read the same part wait for each other; one that has a part of its own need not.
+  /// Waves that read the same part wait for each other; one that has a part of
+  /// its own need not.
   static TILE_FN void meet_part() {
     if constexpr (P::kRowWaves > 1) {
       barrier();
@@ -216,7 +228,8 @@ class HkTiles {
     }
   }
 
-  /// What was fetched is there, for all waves that read it, and becomes the current tile.
+  /// What was fetched is there, for all waves that read it, and becomes the
+  /// current tile.
   TILE_FN void arrive() {
     if constexpr (P::kBuffers == 1) meet_part();
     fetch_.land(part(filling_));
@@ -230,18 +243,21 @@ class HkTiles {
     fetch_.aim(part(filling_), tokens.row != nullptr ? tokens.row : zeros());
   }
 
-  /// The two products are software pipelines: operands are read from LDS a few operations before
-  /// the matrix unit takes them, and the compiler keeps that order.
+  /// The two products are software pipelines: operands are read from LDS a few
+  /// operations before the matrix unit takes them, and the compiler keeps that
+  /// order.
   template <bool kFetch>
   TILE_FN void score_tile(const Tokens& next) {
     constexpr int kUnits = P::kFp8 ? 2 : 1;  // chunks of an operation
     constexpr int kOperations = (P::kChunks + kUnits - 1) / kUnits * kGroups;
-    // where keys under way take registers, one operation a step leaves room for them
+    // where keys under way take registers, one operation a step leaves room for
+    // them
     constexpr bool kTwo = kOperations % 2 == 0 && !(P::kWidens && P::kRowWaves == 8);
     constexpr int kEach = kTwo ? 2 : 1, kSteps = kOperations / kEach;
     constexpr int kLoads = P::kOwn * P::kTurns;
     const uint32_t even = part(current_) + key_offset_, odd = even ^ 16 * P::kGroupTwist;
-    // an offset has 16 bits: the later groups of a long tile count from a register of their own
+    // an offset has 16 bits: the later groups of a long tile count from a
+    // register of their own
     constexpr bool kLong = kGroups * P::kGroupPitch > 0x10000;
     const uint32_t base[2] = {even, kLong ? recomputed(even + 2 * P::kGroupPitch) : odd};
     U32x4 keys[2][kEach][kUnits];
@@ -277,7 +293,8 @@ class HkTiles {
                                     queries_[chunk + kUnits - 1], scores_[g]);
       }
       pipeline_stage();
-      // loads start when the page lookups behind their addresses have had a third of the tile
+      // loads start when the page lookups behind their addresses have had a
+      // third of the tile
       if constexpr (kFetch) {
         constexpr int kFirst = kSteps / 3, kLeft = kSteps - kFirst;
         if (step == kFirst) aim(next);
@@ -289,7 +306,8 @@ class HkTiles {
     }
   }
 
-  /// Scores of tokens from `limit` on, and of absent ones, become -inf. Both count from the part.
+  /// Scores of tokens from `limit` on, and of absent ones, become -inf. Both
+  /// count from the part.
   TILE_FN void hide(const Tokens& tokens, int limit) {
     const uint32_t own = recomputed(lane_) / 16 * 4;
     const uint64_t skipped = tokens.skipped >> own;
@@ -302,6 +320,11 @@ class HkTiles {
         if (g * 16 + e >= left || (skipped >> (g * 16 + e) & 1) != 0) scores_[g][e] = hidden;
   }
 
+  static TILE_FN F32x2 weigh_two(F32x2 scores, F32x2 scale, F32x2 level) {
+    const F32x2 power = __builtin_elementwise_fma(scores, scale, -level);
+    return {__builtin_amdgcn_exp2f(power.x), __builtin_amdgcn_exp2f(power.y)};
+  }
+
   TILE_FN void rescale(float level) {
     level = across_rows(level, [](float a, float b) { return __builtin_fmaxf(a, b); });
     const float next = level > level_ + M::kSlack ? level : level_;
@@ -312,7 +335,8 @@ class HkTiles {
     for (int c = 0; c < P::kColumnTiles; ++c) out_[c] *= factor;
   }
 
-  /// out[j] += values x weights over the tiles of a step; neighbours in time are independent.
+  /// out[j] += values x weights over the tiles of a step; neighbours in time
+  /// are independent.
   TILE_FN void weigh(const typename Values::Words& v, F32x4* out) const {
     constexpr bool kPairs = kGroups > 1 && (P::kFp8 || kTransposingReads);
 #pragma unroll
@@ -321,7 +345,8 @@ class HkTiles {
       for (int j = 0; j < Values::kTiles; ++j) {
         const auto& value = v.at[j];
         if constexpr (P::kFp8 && !kPairs) {
-          // half a depth: neighbours share an operand, the weights meet one and zero the other
+          // half a depth: neighbours share an operand, the weights meet one and
+          // zero the other
           const U32x2 both = {v.at[j & ~1][g][0], v.at[j | 1][g][0]};
           const uint32_t w = weights_[g].at[0];
           out[j] = M::half(both, j % 2 == 0 ? U32x2{w, 0} : U32x2{0, w}, out[j]);
@@ -339,7 +364,8 @@ class HkTiles {
       }
   }
 
-  /// Replaces what is not a number by zero in the values of this token wave's part.
+  /// Replaces what is not a number by zero in the values of this token wave's
+  /// part.
   TILE_FN void make_finite() const {
     constexpr uint32_t kRowUnits = P::kValueChunks * 4, kUnits = P::kPart * kRowUnits;
     const uint32_t first = static_cast<uint32_t>(row_wave_) * 64 + recomputed(lane_);
@@ -361,7 +387,8 @@ struct DecodeTiles<Shape, Schedule::hk> : amdgcn::HkTiles<Shape> {
   using amdgcn::HkTiles<Shape>::HkTiles;
 };
 
-/// Keys that go through registers on their way to LDS: gfx942's, and those that are widened.
+/// Keys that go through registers on their way to LDS: gfx942's, and those that
+/// are widened.
 template <class Shape>
   requires(!amdgcn::HkPlan<Shape>::kDirect)
 struct DecodeTiles<Shape, Schedule::persistent> : amdgcn::HkTiles<Shape> {

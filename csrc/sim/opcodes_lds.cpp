@@ -11,6 +11,7 @@
 #include "counts.h"
 #include "lds.h"
 #include "lds_banks.h"
+#include "lds_transpose.h"
 #include "opcodes.h"
 
 namespace hipdecode::sim {
@@ -188,33 +189,21 @@ void lds_atomic(Context& context, const Instruction& instruction) {
   if (returns) mark_result(context, instruction, kDwords);
 }
 
-/// Sixteen lanes hold a matrix of 16 columns in lane order, a row in one or several lanes; each
-/// lane receives one column. kBits: of an element; kDwords: of a lane.
-template <int kBits, int kDwords>
+template <int kDwords, void (*kTranspose)(const Lanes*, int, Lanes*)>
 void read_transposed(Context& context, const Instruction& instruction) {
-  constexpr int kBlock = 16, kElements = 32 * kDwords / kBits;  // elements of a lane: rows
-  constexpr int kLanesPerRow = kBlock / kElements;
   const Offsets at = offsets_of(context, instruction, offset_of(instruction));
-  std::array<Lanes, kDwords> from{};
+  std::array<Lanes, kDwords> from{}, result;
   fetch<kDwords>(context, at, from.data());
+  for (int block = 0; block < kLanes; block += kTransposeLanes) {
+    kTranspose(from.data(), block, result.data());
+  }
   Wave& wave = context.wave;
   Lanes* to = &register_of(wave, instruction.destination[0], 0);
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (!wave.active(lane)) continue;
-    const int block = lane / kBlock * kBlock, column = lane % kBlock;
-    std::array<uint32_t, kDwords + 1> value{};
-    for (int row = 0; row < kElements; ++row) {
-      const int source = block + row * kLanesPerRow + column / kElements;
-      const int bit = column % kElements * kBits, target = row * kBits;
-      uint64_t pair = from[static_cast<size_t>(bit / 32)][source];
-      if (bit / 32 + 1 < kDwords)
-        pair |= uint64_t{from[static_cast<size_t>(bit / 32 + 1)][source]} << 32;
-      const uint64_t element = pair >> bit % 32 & ((1u << kBits) - 1);
-      const uint64_t placed = element << target % 32;
-      value[static_cast<size_t>(target / 32)] |= static_cast<uint32_t>(placed);
-      value[static_cast<size_t>(target / 32 + 1)] |= static_cast<uint32_t>(placed >> 32);
+  for (int i = 0; i < kDwords; ++i) {
+    const Lanes& column = result[static_cast<size_t>(i)];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      to[i][lane] = wave.active(lane) ? column[lane] : to[i][lane];
     }
-    for (int i = 0; i < kDwords; ++i) to[i][lane] = value[static_cast<size_t>(i)];
   }
   mark_result(context, instruction, kDwords);
 }
@@ -339,10 +328,14 @@ std::vector<Opcode> make_table() {
       {"ds_write_b8_d16_hi", Class::lds, write_part<uint8_t, 16>, kSection},
       {"ds_write_b16", Class::lds, write_part<uint16_t, 0>, kSection},
       {"ds_write_b16_d16_hi", Class::lds, write_part<uint16_t, 16>, kSection},
-      {"ds_read_b64_tr_b16", Class::lds_transpose, read_transposed<16, 2>, kTransposeSection},
-      {"ds_read_b64_tr_b8", Class::lds_transpose, read_transposed<8, 2>, kTransposeSection},
-      {"ds_read_b64_tr_b4", Class::lds_transpose, read_transposed<4, 2>, kTransposeSection},
-      {"ds_read_b96_tr_b6", Class::lds_transpose, read_transposed<6, 3>, kTransposeSection},
+      {"ds_read_b64_tr_b16", Class::lds_transpose, read_transposed<2, transpose<uint16_t>>,
+       kTransposeSection},
+      {"ds_read_b64_tr_b8", Class::lds_transpose, read_transposed<2, transpose<uint8_t>>,
+       kTransposeSection},
+      {"ds_read_b64_tr_b4", Class::lds_transpose, read_transposed<2, transpose_bits<4, 2>>,
+       kTransposeSection},
+      {"ds_read_b96_tr_b6", Class::lds_transpose, read_transposed<3, transpose_bits<6, 3>>,
+       kTransposeSection},
       {"ds_bpermute_b32", Class::lds, ds_bpermute_b32, kSection},
       {"ds_permute_b32", Class::lds, ds_permute_b32, kSection},
       {"ds_swizzle_b32", Class::lds, ds_swizzle_b32, kSection},

@@ -103,7 +103,9 @@ def _found(target_name: str | None) -> Iterator[Finding]:
         "torch": lambda: f"{torch.__version__}, {torch.get_num_threads()} threads",
         "target": lambda: _target(target_name),
         "instructions": _instructions,
+        "GPUs": _gpus,
         "compiler": _compiler,
+        "GPU compilers": _gpu_compilers,
         "registry": _registry,
         "tables": lambda: _tables(target_name),
         "settings": _settings,
@@ -161,6 +163,22 @@ def _compiler() -> str:
             raise
         return f"none needed, kernels are prebuilt ({error})"
     return f"{compiler.title} for {compiler.machine}, started as {' '.join(compiler.command)}"
+
+
+def _gpus() -> str:
+    held = (f"cuda:{i} {gpu.arch}, {gpu.compute_units} compute units" for i, gpu in
+            enumerate(targets.gpus()))  # fmt: skip
+    return "; ".join(held) or "none that torch sees"
+
+
+def _gpu_compilers() -> str:
+    """Compilers of code objects; a machine without them runs what is prebuilt."""
+    found = []
+    for kind in toolchain.TOOLCHAINS:
+        if kind != "cxx":
+            with contextlib.suppress(ToolchainError):
+                found.append(f"{kind}: {toolchain.find(kind).title}")
+    return "; ".join(found) or "none"
 
 
 def _registry() -> str:

@@ -131,23 +131,24 @@ def ensure_kernel(name: str, device: torch.device | str = "cpu") -> bool:
         BuildError: it could not be built or loaded.
         NotWarmed: the device's current stream is being captured.
     """
-    key = (str(device), name)
-    if key in _loaded:
+    if (str(device), name) in _loaded:
         return True
     load_binding()
     with _lock:
+        where = torch.device(device)
+        index = _index(where)
+        key = ("cpu" if where.type == "cpu" else f"cuda:{index}", name)
         if key in _loaded or _library is None:
             return True
         from .jit import ensure_kernel as build
 
-        where = torch.device(device)
         _check_not_capturing(where, name)
         owner = target_of(device)
         artefact = build(owner.name, name)
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
         failed = _library.hipdecode_load_kernel(
             ctypes.c_int32(_KINDS[owner.driver]),
-            ctypes.c_int32(_index(where)),
+            ctypes.c_int32(index),
             name.encode(),
             str(artefact.path).encode(),
             artefact.symbol.encode(),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <concepts>
+#include <cstdint>
 
 #include "../abi/dtype.h"
 
@@ -14,6 +15,20 @@ struct RowTarget {
   abi::DType type;
 };
 
+/// Where a key lies, by an entry of the page table that may still be on its way: what asks for
+/// `page` waits for it.
+template <class Element>
+struct KeyRef {
+  const Element* page_zero;  // the key, were it in page 0
+  uint32_t page, pages;      // page ids from `pages` on name no key
+  uint32_t page_stride;      // elements
+
+  /// Null: there is no such key.
+  constexpr operator const Element*() const {
+    return page < pages ? page_zero + uint64_t{page} * page_stride : nullptr;
+  }
+};
+
 /// What a target must offer a decode kernel. Coordinates are logical: query row r and token n of a
 /// tile; where an element lives is the target's business. A kernel asks for this by name, so that a
 /// missing operation is reported as one.
@@ -21,7 +36,7 @@ template <class Tiles, class Block>
 concept DecodeTilesOf =
     std::constructible_from<Tiles, typename Tiles::Shared&, Block> &&
     requires(Tiles tiles, typename Tiles::Tokens& tokens, const void* (*source)(int),
-             const typename Tiles::KvElement* (*lookup)(int), int (*visible)(int),
+             KeyRef<typename Tiles::KvElement> (*lookup)(int), int (*visible)(int),
              RowTarget (*target)(int), int n, float scale) {
       { Tiles::kRows } -> std::convertible_to<int>;    // query rows of a tile at most
       { Tiles::kTokens } -> std::convertible_to<int>;  // tokens of a tile at most

@@ -58,10 +58,10 @@ TILE_FN int32_t tokens_of(const abi::MlaDecodeParams& p, int64_t pages, int32_t 
   return pages == 0 ? 0 : clamp32((pages - 1) * p.page_size + last, 0, kMaxTokens);
 }
 
-/// How many tokens of a tile packed row r may see: non-decreasing in r.
+/// How many tokens of a range packed row r may see: non-decreasing in r.
 struct Visible {
   int32_t end;     // what row 0 of the request would see if rows counted no tokens
-  int32_t count;   // tokens of the tile
+  int32_t count;   // tokens of the range
   uint32_t begin;  // packed row 0
   uint32_t nhead;
   bool causal;
@@ -71,6 +71,11 @@ struct Visible {
     const auto token = static_cast<int32_t>((begin + static_cast<uint32_t>(r)) / nhead);
     const int32_t seen = end + token;
     return seen < 0 ? 0 : seen > count ? count : seen;
+  }
+
+  /// The same of `tokens` tokens from `first` on.
+  TILE_FN Visible part(int32_t first, int32_t tokens) const {
+    return {end - first, tokens, begin, nhead, causal};
   }
 };
 
@@ -101,22 +106,24 @@ struct MlaTile {
   /// The key of token n of a tile. What the index list gets wrong is skipped, never read.
   struct KeyRow {
     const Params& p;
-    int64_t first_slot;  // of kv_indices, for the page of token 0
-    int32_t begin;       // position of token 0 in that page
+    uint32_t first_slot;  // of kv_indices, for the page of token 0
+    int32_t begin;        // position of token 0 in that page
 
-    TILE_FN const KvElement* operator()(int n) const {
+    TILE_FN tile::KeyRef<KvElement> operator()(int n) const {
       const int32_t token = begin + n, slot = token >> p.page_bits;
-      const int64_t index = first_slot + slot;
-      // selected, not branched on: the page id may still be on its way when others need the machine
-      const bool known = (index >= 0) & (index < p.num_kv_indices);
-      const int32_t entry = p.kv_indices[known ? index : 0];
-      const uint32_t page = entry < 0 ? 0 : static_cast<uint32_t>(entry);
+      // entries before the list are far behind it as unsigned numbers, and so are negative page ids
+      const uint32_t index = first_slot + static_cast<uint32_t>(slot);
+      const bool known = index < limit(p.num_kv_indices);
       const auto in_page = static_cast<uint32_t>(token - (slot << p.page_bits));
-      const auto page_stride = static_cast<uint32_t>(p.kv_stride_page);  // the host has looked
-      const auto token_stride = static_cast<uint32_t>(p.kv_stride_token);
-      const KvElement* row = static_cast<const KvElement*>(p.kv) + uint64_t{page} * page_stride +
-                             uint64_t{in_page} * token_stride;
-      return (known & (entry >= 0) & (page < p.num_pages)) ? row : nullptr;
+      return {.page_zero = static_cast<const KvElement*>(p.kv) +
+                           uint64_t{in_page} * static_cast<uint32_t>(p.kv_stride_token),
+              .page = static_cast<uint32_t>(p.kv_indices[known ? index : 0]),
+              .pages = known ? limit(p.num_pages) : 0,
+              .page_stride = static_cast<uint32_t>(p.kv_stride_page)};
+    }
+
+    static TILE_FN uint32_t limit(int64_t count) {
+      return static_cast<uint32_t>(count < (int64_t{1} << 31) ? count : int64_t{1} << 31);
     }
   };
 
@@ -144,15 +151,15 @@ struct MlaTile {
                                const Tiles& tiles) {
     const int32_t count = end - begin < Tiles::kTokens ? end - begin : Tiles::kTokens;
     const int32_t slot = begin >> p.page_bits;
-    return tiles.gather(KeyRow{p, keys.first_index + slot, begin - (slot << p.page_bits)},
+    const auto first_slot = static_cast<uint32_t>(keys.first_index) + static_cast<uint32_t>(slot);
+    return tiles.gather(KeyRow{p, first_slot, begin - (slot << p.page_bits)},
                         count > 0 ? count : 0);
   }
 
-  static TILE_FN Visible visible_in(const Params& p, const QuerySpan& rows, const KeySpan& keys,
-                                    int32_t begin, int32_t count) {
-    const int64_t end = keys.causal_end - (rows.q_len - 1 - rows.position) - begin;
+  static TILE_FN Visible visible_in(const Params& p, const QuerySpan& rows, const KeySpan& keys) {
+    const int64_t end = keys.causal_end - (rows.q_len - 1 - rows.position) - keys.begin;
     return {.end = clamp32(end, -kMaxTokens, kMaxTokens),
-            .count = count,
+            .count = keys.end - keys.begin,
             .begin = static_cast<uint32_t>(rows.begin),
             .nhead = static_cast<uint32_t>(p.nhead),
             .causal = p.causal != 0};
@@ -169,7 +176,8 @@ struct MlaTile {
     const float scale = tile::uniform(p.sm_scale * tile::kLog2E *
                                       scale_of(p.q_scale, tile::kIsFp8<Shape::kQDType>) *
                                       scale_of(p.kv_scale, tile::kIsFp8<Shape::kKvDType>));
-    const int32_t seen = visible_in(p, rows, keys, keys.begin, keys.end - keys.begin)(count - 1);
+    const Visible seen_of = visible_in(p, rows, keys);
+    const int32_t seen = seen_of(count - 1);
     const int32_t end = keys.begin + seen;  // no row looks further
     // stage 0: queries become resident, the first tile's pages are looked up
     tiles.load_queries(QueryRow{p, rows}, count);
@@ -182,7 +190,7 @@ struct MlaTile {
       // stage 2: scores of tile i, tile i + 1 fetched behind them
       tiles.score(tokens, next);
       // stage 3: hidden keys leave before the maximum is taken
-      const Visible visible = visible_in(p, rows, keys, begin, tokens.count);
+      const Visible visible = seen_of.part(begin - keys.begin, tokens.count);
       const int first_hidden = visible(0);
       if (first_hidden < tokens.count || tokens.skips()) tiles.mask(tokens, first_hidden, visible);
       // stage 4: weights, maximum, sum

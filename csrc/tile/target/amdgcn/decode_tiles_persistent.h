@@ -54,16 +54,18 @@ struct DecodeTiles<Shape, Schedule::persistent> {
 
   /// One tile's keys: a lane knows the key that it looked up.
   struct Tokens {
-    uint64_t row;  // its address; 0: to be skipped; a row of zeros from `count` on
+    KeyRef<KvElement> key;
     int count;
+    mutable uint64_t skipped = 0;  // by lane; known when the tile has been asked for
 
-    TILE_FN bool skips() const { return amdgcn::any_lane(row == 0); }
+    TILE_FN bool skips() const { return skipped != 0; }
   };
 
   TILE_FN DecodeTiles(Shared& shared, Block block)
       : lds_(amdgcn::lds_address(&shared)), wave_(static_cast<uint32_t>(block.wave())) {
     const uint32_t lane = amdgcn::lane_id(), half = lane / 32;
     column_wave_ = wave_ / kRowWaves;
+    token_ = static_cast<int>(Keys::token_of_lane(lane, wave_));
     tile_ = lds_;
     wide_rows_ = Keys::token_offset(lane % 32, kWideLanes) + half * Operand::kRunBytes;
     tail_rows_ = Keys::token_offset(lane % 32, kTailLanes) +
@@ -97,13 +99,11 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   /// way until the address is needed.
   template <class Lookup>
   TILE_FN Tokens gather(const Lookup& lookup, int count) const {
-    const int token = static_cast<int>(Keys::token_of_lane(amdgcn::lane_id(), wave_));
-    const auto row = reinterpret_cast<uintptr_t>(lookup(token < count ? token : 0));
-    return {token < count ? row : zeros(), count};
+    return {lookup(token_ < count ? token_ : 0), count};
   }
 
   TILE_FN void fetch(const Tokens& tokens) {
-    Keys::load(tile_, row_of(tokens), wave_);
+    load(tile_, tokens);
     meet();
   }
 
@@ -119,7 +119,7 @@ struct DecodeTiles<Shape, Schedule::persistent> {
         },
         [&](auto n, Register keys) {
           if constexpr (n == kSteps * kTokenBlocks / 2)
-            if (next.count > 0) Keys::load(other_tile(), row_of(next), wave_);
+            if (next.count > 0) load(other_tile(), next);
           auto& scores = scores_[n % kTokenBlocks];
           scores = amdgcn::mma_32x32(keys, queries_[n / kTokenBlocks], scores);
         });
@@ -129,12 +129,11 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   template <class Visible>
   TILE_FN void mask(const Tokens& tokens, int, const Visible& visible) {
     hide_from(visible(clamped_row()));
-    const uint64_t skipped = __builtin_amdgcn_ballot_w64(tokens.row == 0);
-    if (skipped == 0) return;
+    if (!tokens.skips()) return;
     const auto first = static_cast<uint32_t>(first_token());
     each_score([&](float& score, int token) {
       const uint32_t lane = Keys::lane_of_token(static_cast<uint32_t>(token) + first, wave_);
-      if (skipped >> lane & 1) score = -kInfinity;
+      if (tokens.skipped >> lane & 1) score = -kInfinity;
     });
   }
 
@@ -201,9 +200,15 @@ struct DecodeTiles<Shape, Schedule::persistent> {
     amdgcn::barrier();
   }
 
-  static TILE_FN uint64_t zeros() { return reinterpret_cast<uintptr_t>(amdgcn::zero_row); }
-  static TILE_FN uint64_t row_of(const Tokens& tokens) {
-    return tokens.row == 0 ? zeros() : tokens.row;
+  /// Starts to bring this wave's part of the keys in. Where there is no token, zeros.
+  TILE_FN void load(uint32_t tile, const Tokens& tokens) const {
+    auto key = tokens.key;
+    key.page = amdgcn::recomputed(key.page);  // and nothing waits for it earlier
+    const KvElement* row = key;
+    const bool exists = token_ < tokens.count;
+    tokens.skipped = __builtin_amdgcn_ballot_w64(exists && row == nullptr);
+    const auto zeros = reinterpret_cast<uintptr_t>(amdgcn::zero_row);
+    Keys::load(tile, exists && row != nullptr ? reinterpret_cast<uintptr_t>(row) : zeros, wave_);
   }
 
   TILE_FN uint32_t other_tile() const { return 2 * lds_ + Keys::kBytes - tile_; }
@@ -297,6 +302,7 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   uint32_t lds_, wave_, column_wave_;
   uint32_t tile_;                             // the LDS tile that is being computed with
   uint32_t wide_rows_, tail_rows_, columns_;  // what the lane adds to offsets in a tile
+  int token_;                                 // whose key the lane looks up
   int rows_ = 0;
   bool hidden_ = false;  // tokens past the tile's count, by mask()
   Register queries_[kSteps];

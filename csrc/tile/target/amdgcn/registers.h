@@ -41,8 +41,7 @@ TILE_FN uint32_t pack2(float low, float high) {
 
 /// Four fp32 as the dword of four fp8 of the machine's flavour.
 TILE_FN uint32_t pack4_fp8(float a, float b, float c, float d) {
-  int word;  // any register: both halves are written below
-  asm("" : "=v"(word));
+  int word = std::bit_cast<int>(a);  // a register that is free now: both halves are written below
   word = __builtin_amdgcn_cvt_pk_fp8_f32(a, b, word, false);
   word = __builtin_amdgcn_cvt_pk_fp8_f32(c, d, word, true);
   return static_cast<uint32_t>(word);

@@ -90,7 +90,8 @@ struct DecodeTiles {
     tokens.count = count;
     tokens.skipped = false;
     for (int n = 0; n < kTokens; ++n) {
-      tokens.row[n] = n < count ? lookup(n) : nullptr;
+      tokens.row[n] = nullptr;
+      if (n < count) tokens.row[n] = lookup(n);
       tokens.skipped |= n < count && tokens.row[n] == nullptr;
     }
     return tokens;

@@ -33,8 +33,8 @@ void unpack_bytes(const Lanes* registers, int elements, Elements<uint32_t>& resu
 void apply_scales(const Lanes& codes, int byte, int elements, Elements<float>& values);
 
 /// result += A x B. The sum of one element starts from the addend and takes its products in the
-/// order of ascending k, each in one fused multiply-add of fp32 (the order and the roundings
-/// inside of the hardware are not published).
+/// order of ascending k, in fp32 (the order and the roundings inside of the hardware are not
+/// published). Products of 16-bit and smaller elements are exact.
 /// @param result  the accumulator's registers: 4 (16 x 16) or 16 (32 x 32) per block
 template <int kSize, class T>
 void multiply(const Elements<T>& a, const Elements<T>& b, int elements, Lanes* result);

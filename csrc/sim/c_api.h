@@ -32,7 +32,7 @@ enum {
 struct hipdecode_sim_options {
   uint64_t seed;              /* of the order in which waves run */
   uint64_t instruction_limit; /* of one workgroup; 0: 10^9 */
-  uint32_t quantum;           /* instructions before the next wave; 0: random, 1 to 32 */
+  uint32_t quantum;           /* instructions of a turn; 0: drawn, as is who is next */
   uint32_t threads;           /* host threads, at least 1 */
   uint32_t checks;
   uint32_t extent_count;                      /* 0: whatever the process has mapped */

@@ -24,7 +24,7 @@ struct Extent {
 /// How a launch is simulated.
 struct Options {
   uint64_t seed = 0;     // of the order in which waves run
-  uint32_t quantum = 0;  // instructions before the next wave; 0: random, 1 to 32
+  uint32_t quantum = 0;  // instructions of a turn; 0: 1 to 32, drawn, as is who is next
   uint32_t threads = 1;  // host threads
   uint32_t checks = kCheckAll;
   uint64_t instruction_limit = 0;   // of one workgroup; 0: 2^40

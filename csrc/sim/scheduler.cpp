@@ -92,6 +92,7 @@ class Group {
     checks_.clear();
     running_.clear();
     issued_ = 0;
+    next_ = 0;
     for (int i = 0; i < launch_.waves(); ++i) {
       Wave& wave = waves_[static_cast<size_t>(i)];
       launch_.start(wave, i, group, scratch);
@@ -101,9 +102,11 @@ class Group {
     current_ = waves_.data();
   }
 
-  /// Lets one of the waves that can run do so for a quantum.
+  /// Lets one of the waves that can run do so for a quantum: in turn where it is fixed, so that a
+  /// quantum of 1 is lockstep, else one drawn for a length drawn.
   void turn(Random& random) {
-    const uint32_t pick = random.below(static_cast<uint32_t>(running_.size()));
+    const auto waves = static_cast<uint32_t>(running_.size());
+    const uint32_t pick = options_.quantum ? next_++ % waves : random.below(waves);
     const uint32_t quantum =
         options_.quantum ? options_.quantum : 1 + random.below(kMaxRandomQuantum);
     const auto index = static_cast<size_t>(running_[pick]);
@@ -112,6 +115,7 @@ class Group {
     if (issued_ > limit_) throw Fault(endless());
     if (!current_->finished && !current_->at_barrier) return;
     running_.erase(running_.begin() + pick);
+    next_ = pick;
     if (running_.empty()) release();
   }
 
@@ -170,6 +174,7 @@ class Group {
   std::vector<Checks> checks_;
   std::vector<uint8_t> scratch_;
   std::vector<int> running_;  // waves that have neither ended nor arrived at a barrier
+  uint32_t next_ = 0;         // whose turn it is among `running_`, where the quantum is fixed
   Wave* current_ = nullptr;
   Counts counts_;
   LaunchCounts total_;

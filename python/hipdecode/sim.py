@@ -42,7 +42,8 @@ class SimOptions:
 
     Attributes:
         seed: of the order in which waves run.
-        quantum: instructions that a wave runs before the next is picked; 0 draws 1 to 32.
+        quantum: instructions of a turn, waves taking turns in order; 0 draws 1 to 32 and who is
+            next.
         threads: host threads, workgroups being spread over them; 0 takes all of the machine's.
         checks: some of CHECKS.
         instruction_limit: of one workgroup; 0 is 10^9.

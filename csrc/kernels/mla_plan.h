@@ -31,6 +31,14 @@ inline constexpr int64_t kMaxCost = int64_t{1} << 61;  // sums of garbage length
 TILE_FN int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 TILE_FN int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 TILE_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Of numbers that 32 bits hold, 0 <= a and 0 < b: a GPU divides 64 bits in a hundred instructions.
+TILE_FN int64_t div32(int64_t a, int64_t b) {
+  return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+}
+TILE_FN int64_t ceil_div32(int64_t a, int64_t b) {
+  const int64_t whole = div32(a, b);
+  return whole + (whole * b != a ? 1 : 0);
+}
 TILE_FN int32_t to_i32(int64_t value) { return static_cast<int32_t>(min64(value, kMaxInt32)); }
 
 /// The host's integers, made safe to divide by.
@@ -53,9 +61,9 @@ struct Config {
         token_qlen(tile::own(int64_t{1})),
         page_size(tile::own(max64(p.page_size, 1))),
         granularity(tile::own(max64(p.kv_granularity, 1))),
-        overhead(max64(ceil_div(kOverheadPages, page_size), 1)),
+        overhead(max64(ceil_div32(kOverheadPages, page_size), 1)),
         max_qlen(tile::own(p.max_seqlen_qo >= 1 ? p.max_seqlen_qo : kMaxInt32)),
-        rows_cap(tile::own(max64(kTileRows / max64(p.nhead, 1), 1))) {
+        rows_cap(tile::own(max64(div32(kTileRows, max64(p.nhead, 1)), 1))) {
     if (p.topk < 0 || batch == 0) return;
     int64_t qlen = p.uni_seqlen_qo;
     if (qlen < 1) qlen = static_cast<int64_t>(p.qo_indptr[1]) - p.qo_indptr[0];
@@ -65,46 +73,67 @@ struct Config {
   }
 };
 
+/// What the caller says about one request, as it lies in memory.
+struct Lengths {
+  int32_t kv_begin, kv_end, last_page, row_begin, row_end;
+};
+
+TILE_FN int64_t batch_of(const MlaPlanParams& p, const Config& config, int64_t index) {
+  return p.topk < 0 ? index : div32(index, config.token_qlen);
+}
+
+TILE_FN Lengths lengths_at(const MlaPlanParams& p, const Config& config, int64_t index) {
+  const int64_t batch = batch_of(p, config, index);
+  const bool ragged = p.topk < 0 && p.uni_seqlen_qo < 1;
+  return {.kv_begin = p.kv_indptr[batch],
+          .kv_end = p.kv_indptr[batch + 1],
+          .last_page = p.kv_last_page_lens != nullptr ? p.kv_last_page_lens[batch] : 0,
+          .row_begin = ragged ? p.qo_indptr[batch] : 0,
+          .row_end = ragged ? p.qo_indptr[batch + 1] : 0};
+}
+
 /// One request as the schedule sees it: a query token of its own when sparse.
 struct Request {
   int64_t batch;      // index into the caller's batch
   int64_t row, qlen;  // query rows [row, row + qlen)
   int64_t kv_begin;   // pages
   int64_t pages;      // in kv_indices
+  int64_t blocks;     // in these pages
   int64_t tokens;     // in these pages
   int64_t extra;      // added to kv_offset: undoes the causal trim of a sparse token
   int64_t tiles;      // of query rows
   int64_t tile_rows;  // rows per tile, the last may have fewer
 };
 
-TILE_FN Request request_at(const MlaPlanParams& p, const Config& config, int64_t index) {
+TILE_FN Request request_of(const MlaPlanParams& p, const Config& config, int64_t index,
+                           const Lengths& lengths) {
   Request r{};
-  r.batch = p.topk < 0 ? index : index / config.token_qlen;
-  const int64_t begin = max64(p.kv_indptr[r.batch], 0);
-  r.kv_begin = begin;
-  r.pages = max64(p.kv_indptr[r.batch + 1] - begin, 0);
+  r.batch = batch_of(p, config, index);
+  r.kv_begin = max64(lengths.kv_begin, 0);
+  r.pages = max64(lengths.kv_end - r.kv_begin, 0);
   r.tokens = r.pages * config.page_size;
   // With one token per page the last page is full; callers pass other things there.
-  if (r.pages > 0 && config.page_size > 1 && p.kv_last_page_lens != nullptr) {
-    const int64_t last = max64(p.kv_last_page_lens[r.batch], 0);
-    r.tokens -= config.page_size - min64(last, config.page_size);
-  }
+  if (r.pages > 0 && config.page_size > 1 && p.kv_last_page_lens != nullptr)
+    r.tokens -= config.page_size - min64(max64(lengths.last_page, 0), config.page_size);
+  // every branch ends with qlen: a compiler joins their ends, and different members would then be
+  // picked by address
   if (p.topk >= 0) {
+    r.kv_begin = index * p.topk;
+    r.pages = min64(r.pages, ceil_div32(p.topk, config.page_size));
+    r.tokens = min64(r.tokens, p.topk);
+    r.extra = config.token_qlen - 1 - (index - r.batch * config.token_qlen);
     r.row = index;
     r.qlen = 1;
-    r.kv_begin = index * p.topk;
-    r.pages = min64(r.pages, ceil_div(p.topk, config.page_size));
-    r.tokens = min64(r.tokens, p.topk);
-    r.extra = config.token_qlen - 1 - index % config.token_qlen;
   } else if (p.uni_seqlen_qo >= 1) {
-    r.qlen = min64(p.uni_seqlen_qo, config.max_qlen);
     r.row = r.batch * p.uni_seqlen_qo;
+    r.qlen = min64(p.uni_seqlen_qo, config.max_qlen);
   } else {
-    r.row = max64(p.qo_indptr[r.batch], 0);
-    r.qlen = min64(max64(p.qo_indptr[r.batch + 1] - r.row, 0), config.max_qlen);
+    r.row = max64(lengths.row_begin, 0);
+    r.qlen = min64(max64(lengths.row_end - r.row, 0), config.max_qlen);
   }
-  r.tiles = ceil_div(r.qlen, config.rows_cap);
-  r.tile_rows = r.tiles > 0 ? ceil_div(r.qlen, r.tiles) : 0;
+  r.blocks = ceil_div32(r.pages, config.granularity);
+  r.tiles = ceil_div32(r.qlen, config.rows_cap);
+  r.tile_rows = r.tiles > 0 ? ceil_div32(r.qlen, r.tiles) : 0;
   return r;
 }
 
@@ -112,6 +141,7 @@ TILE_FN Request request_at(const MlaPlanParams& p, const Config& config, int64_t
 class Cursor {
  public:
   TILE_FN Cursor(const MlaPlanParams& p, const Config& config) : p_(p), config_(config) {
+    if (valid()) next_ = lengths_at(p_, config_, 0);
     settle();
   }
 
@@ -129,7 +159,7 @@ class Cursor {
     return min64(row_begin() + request_.tile_rows, request_.row + request_.qlen);
   }
   /// What the tile costs on the line of blocks; trimming is too small to count.
-  TILE_FN int64_t blocks() const { return ceil_div(request_.pages, config_.granularity); }
+  TILE_FN int64_t blocks() const { return request_.blocks; }
   /// Pages that some row of the tile can see: the tokens of later tiles go where a page is one.
   TILE_FN int64_t pages() const {
     const bool trim = p_.causal != 0 && config_.page_size == 1 && p_.topk < 0;
@@ -143,13 +173,16 @@ class Cursor {
  private:
   TILE_FN void settle() {
     for (; valid(); ++index_) {
-      request_ = request_at(p_, config_, index_);
+      const Lengths now = next_;  // the next ones are on their way while these are worked on
+      next_ = lengths_at(p_, config_, min64(index_ + 1, config_.requests - 1));
+      request_ = request_of(p_, config_, index_, now);
       if (request_.tiles > 0) return;
     }
   }
 
   const MlaPlanParams& p_;
   const Config& config_;
+  Lengths next_{};
   Request request_{};
   int64_t index_ = 0, tile_ = 0;
 };
@@ -172,12 +205,23 @@ class Schedule {
                  p_.reduce_partial_map_size - partials_);
   }
 
-  TILE_FN void emit_piece(const Cursor& at, int64_t page_begin, int64_t page_end) {
-    emit(at, page_begin, page_end, rows_);
-    p_.reduce_partial_map[partials_++] = to_i32(rows_);
-    rows_ += at.request().tile_rows;
+  /// Pages [page_begin, page_end) of the current tile: a piece of it, or the whole.
+  TILE_FN void emit(const Cursor& at, int64_t page_begin, int64_t page_end, bool piece) {
+    const Request& r = at.request();
+    p_.work_info[works_] = {.batch = to_i32(r.batch),
+                            .partial_qo_loc = piece ? to_i32(rows_) : -1,
+                            .qo_start = to_i32(at.row_begin()),
+                            .qo_end = to_i32(at.row_end()),
+                            .kv_start = to_i32(r.kv_begin + page_begin),
+                            .kv_end = to_i32(r.kv_begin + page_end),
+                            .kv_offset = to_i32(at.tokens_after(page_end) + r.extra),
+                            .reserved = 0};
+    if (piece) p_.reduce_partial_map[partials_] = to_i32(rows_);
+    // selected, not branched on: counters behind a branch end up in memory
+    works_ += 1;
+    partials_ += piece ? 1 : 0;
+    rows_ += piece ? r.tile_rows : 0;
   }
-  TILE_FN void emit_whole(const Cursor& at) { emit(at, 0, at.pages(), -1); }
   /// Records a whole tile as one partial that the reduce skips, as intra-batch callers expect.
   TILE_FN void mark_whole() {
     if (reducible() && partials_ < p_.reduce_partial_map_size) {
@@ -205,34 +249,29 @@ class Schedule {
   TILE_FN bool reducible() const {
     return tile_ + 1 < p_.reduce_indptr_size && tile_ < p_.reduce_final_map_size;
   }
-  TILE_FN void emit(const Cursor& at, int64_t page_begin, int64_t page_end, int64_t partial) {
-    const Request& r = at.request();
-    p_.work_info[works_++] = {.batch = to_i32(r.batch),
-                              .partial_qo_loc = to_i32(partial),
-                              .qo_start = to_i32(at.row_begin()),
-                              .qo_end = to_i32(at.row_end()),
-                              .kv_start = to_i32(r.kv_begin + page_begin),
-                              .kv_end = to_i32(r.kv_begin + page_end),
-                              .kv_offset = to_i32(at.tokens_after(page_end) + r.extra),
-                              .reserved = 0};
-  }
 
   const MlaPlanParams& p_;
   int64_t tiles_left_;  // not finished, the current one included
   int64_t tile_ = 0, works_ = 0, partials_ = 0, rows_ = 0;
 };
 
-/// Length of the line of blocks and number of tiles on it.
+/// Length of the line of blocks and number of tiles on it. All lanes of a wave take part.
 struct Totals {
-  int64_t blocks = 0, tiles = 0;
+  int64_t blocks, tiles;
 
   TILE_FN Totals(const MlaPlanParams& p, const Config& config) {
-    for (int64_t i = 0; i < config.requests; ++i) {
-      const Request r = request_at(p, config, i);
-      const int64_t cost = (ceil_div(r.pages, config.granularity) + config.overhead) * r.tiles;
-      blocks = min64(blocks + min64(cost, kMaxCost), kMaxCost);
-      tiles += r.tiles;
-    }
+    const auto requests = static_cast<int32_t>(min64(config.requests, kMaxInt32));
+    const auto request = [&](int32_t i) {
+      return request_of(p, config, i, lengths_at(p, config, i));
+    };
+    blocks = tile::sum_over(
+        requests,
+        [&](int32_t i) {
+          const Request r = request(i);
+          return min64((r.blocks + config.overhead) * r.tiles, kMaxCost);
+        },
+        kMaxCost);
+    tiles = tile::sum_over(requests, [&](int32_t i) { return request(i).tiles; }, kMaxCost);
   }
 };
 
@@ -246,8 +285,7 @@ TILE_FN bool leaves_too_little(const MlaPlanParams& p, const Config& config, con
 /// Planner v1_2. A work costs its blocks plus `overhead`. Every cluster but the last takes at least
 /// ceil(total / budget) of the line (a cut costs one overhead more, which the payload includes), so
 /// the line ends with cluster `budget` at the latest.
-TILE_FN void plan_balanced(const MlaPlanParams& p, const Config& config) {
-  const Totals totals(p, config);
+TILE_FN void plan_balanced(const MlaPlanParams& p, const Config& config, const Totals& totals) {
   int64_t budget = config.clusters;
   if (p.max_split_per_batch >= 0) {
     budget = min64(budget, config.requests * p.max_split_per_batch);
@@ -265,72 +303,62 @@ TILE_FN void plan_balanced(const MlaPlanParams& p, const Config& config) {
       const int64_t take = min64(room - config.overhead, rest);
       const int64_t page_begin = done * config.granularity;
       const int64_t page_end = page_begin + take * config.granularity;
-      ends = ends || leaves_too_little(p, config, at, page_end);
-      if (ends || out.pieces_left() < 2) {
-        if (done > 0) {
-          out.emit_piece(at, page_begin, at.pages());
-        } else {
-          out.emit_whole(at);
-        }
-        out.finish(at);
-        at.advance();
-        done = 0;
-        room -= rest + config.overhead;
-      } else {
-        out.emit_piece(at, page_begin, page_end);
-        done += take;
-        break;
-      }
+      ends = ends || leaves_too_little(p, config, at, page_end) || out.pieces_left() < 2;
+      out.emit(at, page_begin, ends ? at.pages() : page_end, done > 0 || !ends);
+      done = ends ? 0 : done + take;
+      if (!ends) break;
+      out.finish(at);
+      at.advance();
+      room -= rest + config.overhead;
     }
     out.close_cluster(cluster);
   }
   out.close();
 }
 
-/// Cuts of one tile in planner v1_0, before its short tail is merged: at least one.
-TILE_FN int64_t intra_batch_splits(const MlaPlanParams& p, const Config& config, int64_t tokens,
-                                   int64_t tiles) {
-  int64_t splits = min64(tokens / kMinSplitTokens, ceil_div(config.clusters, tiles));
+/// Cuts of one tile in planner v1_0, before its short tail is merged: at least one. `share` is the
+/// clusters per tile.
+TILE_FN int64_t intra_batch_splits(const MlaPlanParams& p, int64_t tokens, int64_t share) {
+  int64_t splits = min64(tokens / kMinSplitTokens, share);
   splits = min64(splits, p.num_kv_splits);
   if (p.max_split_per_batch >= 0) splits = min64(splits, p.max_split_per_batch);
   return max64(splits, 1);
 }
 
 /// Planner v1_0: cuts each tile evenly by itself and deals the works to the clusters by number.
-TILE_FN void plan_intra_batch(const MlaPlanParams& p, const Config& config) {
-  const Totals totals(p, config);
+TILE_FN void plan_intra_batch(const MlaPlanParams& p, const Config& config, const Totals& totals) {
+  const int64_t share = ceil_div(config.clusters, max64(totals.tiles, 1));
   Schedule out(p, totals.tiles);
   for (Cursor at(p, config); at.valid() && !out.full(); at.advance()) {
     const int64_t pages = at.pages();
     const int64_t tokens = min64(pages * config.page_size, at.request().tokens);
-    const int64_t blocks = max64(ceil_div(pages, config.granularity), 1);
-    int64_t splits = intra_batch_splits(p, config, tokens, totals.tiles);
+    const int64_t blocks = max64(ceil_div32(pages, config.granularity), 1);
+    int64_t splits = intra_batch_splits(p, tokens, share);
     splits = max64(min64(splits, out.pieces_left()), 1);
-    const int64_t piece = ceil_div(blocks, splits) * config.granularity;
-    splits = max64(ceil_div(pages, piece), 1);
+    const int64_t piece = ceil_div32(blocks, splits) * config.granularity;
+    splits = max64(ceil_div32(pages, piece), 1);
     if (splits > 1 && tokens - (splits - 1) * piece * config.page_size <= kMaxTailTokens) --splits;
     if (splits == 1) {
-      out.emit_whole(at);
+      out.emit(at, 0, at.pages(), false);
       out.mark_whole();
     } else {
       for (int64_t s = 0; s < splits; ++s) {
-        out.emit_piece(at, s * piece, s + 1 == splits ? pages : (s + 1) * piece);
+        out.emit(at, s * piece, s + 1 == splits ? pages : (s + 1) * piece, true);
       }
     }
     out.finish(at);
   }
-  for (int64_t c = 0; c < config.clusters; ++c) {
-    const int64_t works = out.works();
-    const int64_t next = c + 1;
-    p.work_indptr[next] =
-        to_i32(next * (works / config.clusters) + min64(next, works % config.clusters));
-  }
+  const int64_t each = out.works() / max64(config.clusters, 1);
+  const int64_t extra = out.works() - each * config.clusters;
+  for (int64_t next = 1; next <= config.clusters; ++next)
+    p.work_indptr[next] = to_i32(next * each + min64(next, extra));
   out.close();
 }
 
 }  // namespace plan
 
-/// Fills the six metadata tensors of one decode step. One thread does it all, in order.
+/// Fills the six metadata tensors of one decode step: one thread does it in order, after a wave has
+/// added up what there is.
 /// @pre batch, head and page counts are the caller's; lengths on the device may be anything
 struct MlaPlan {
   using Params = abi::MlaPlanParams;
@@ -338,17 +366,18 @@ struct MlaPlan {
   static constexpr int kWaves = 1;
 
   TILE_FN static void run(const Params& p, tile::Block block, Shared&) {
-    if (block.index() != 0 || !tile::first_thread(block)) return;
+    if (block.index() != 0) return;
+    const plan::Config config(p);
+    const plan::Totals totals(p, config);
+    if (!tile::first_thread(block)) return;
     if (p.work_metadata_size >= 2) {
       p.work_metadata[0] = reinterpret_cast<uint64_t>(p.work_indptr);
       p.work_metadata[1] = reinterpret_cast<uint64_t>(p.work_info);
     }
-    const plan::Config config(p);
-    if (p.intra_batch_mode != 0) {
-      plan::plan_intra_batch(p, config);
-    } else {
-      plan::plan_balanced(p, config);
-    }
+    if (p.intra_batch_mode != 0)
+      plan::plan_intra_batch(p, config, totals);
+    else
+      plan::plan_balanced(p, config, totals);
   }
 };
 

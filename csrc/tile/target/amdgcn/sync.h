@@ -107,6 +107,27 @@ TILE_FN float max_over(int32_t count, F f) {
   return wave_max(most);
 }
 
+/// f(0) + ... + f(count - 1), none of which is negative or above `most`, but at most `most`; the
+/// lanes of a wave share the calls.
+template <class F>
+TILE_FN int64_t sum_over(int32_t count, F f, int64_t most) {
+  int64_t sum = 0;
+  const auto add = [&](int64_t value) {
+    sum += value;
+    sum = sum < most ? sum : most;
+  };
+  for (int32_t k = lane(); k < count; k += kLanes) add(f(k));
+  const uint64_t mine = static_cast<uint64_t>(sum);
+  sum = 0;
+  for (int from = 0; from < kLanes; ++from) {
+    const auto word = [&](uint64_t bits) {
+      return static_cast<uint32_t>(__builtin_amdgcn_readlane(static_cast<int32_t>(bits), from));
+    };
+    add(static_cast<int64_t>(uint64_t{word(mine >> 32)} << 32 | word(mine)));
+  }
+  return sum;
+}
+
 /// Whether f(k) holds for every k below count; the lanes of a wave share the calls.
 template <class F>
 TILE_FN bool all_over(int32_t count, F f) {

@@ -53,6 +53,18 @@ TILE_FN float max_over(int32_t count, F f) {
   return most;
 }
 
+/// f(0) + ... + f(count - 1), none of which is negative or above `most`, but at most `most`; the
+/// lanes of a wave share the calls.
+template <class F>
+TILE_FN int64_t sum_over(int32_t count, F f, int64_t most) {
+  int64_t sum = 0;
+  for (int32_t k = 0; k < count; ++k) {
+    sum += f(k);
+    sum = sum < most ? sum : most;
+  }
+  return sum;
+}
+
 /// Whether f(k) holds for every k below count; the lanes of a wave share the calls.
 template <class F>
 TILE_FN bool all_over(int32_t count, F f) {

@@ -44,10 +44,10 @@ template <class Keys, int kSlots, int kFetchWaves, int kComputeWaves>
 struct KeyRing {
   static constexpr int kShare = Keys::kTokens / kFetchWaves;  // tokens that a wave brings in
   static constexpr uint32_t kAll = kShare == kLanes ? ~0u : (1u << kShare) - 1;
-  static_assert(kShare <= kLanes);
+  static_assert(kShare <= kLanes && (kFetchWaves == 2 || kFetchWaves == 4));
 
   alignas(128) unsigned char keys[kSlots][Keys::kBytes];
-  uint32_t missing[kSlots][kFetchWaves];  // tokens that do not exist, a bit each
+  alignas(16) uint32_t missing[kSlots][4];  // tokens that do not exist, a bit each
   Gate full[kSlots], empty[kSlots];
 
   TILE_FN void open() {
@@ -88,10 +88,8 @@ struct KeyRing {
     return missing[slot][token / kShare] >> token % kShare & 1;
   }
   TILE_FN bool any_missing(int slot) const {
-    uint32_t any = 0;
-#pragma unroll
-    for (const uint32_t bits : missing[slot]) any |= bits;
-    return any != 0;
+    const uint4 bits = *reinterpret_cast<const uint4*>(missing[slot]);
+    return (kFetchWaves == 2 ? bits.x | bits.y : bits.x | bits.y | bits.z | bits.w) != 0;
   }
 
   /// The calling wave has read the slot for the last time.

@@ -89,9 +89,13 @@ struct ScoreProduct {
 /// query rows. Of fp8, rows g and g + 8 of a wave's 16 are columns 2g and 2g + 1.
 template <class Keys, int kQueryRows, int kBlocks>
 struct ValueProduct {
-  static constexpr int kDeep = Keys::kFp8 ? 2 : 3, kReads = Keys::kFp8 ? 2 : 4;
+  static constexpr int kDeep = Keys::kFp8 ? 2 : 3;
+  // steps of 16 tokens in a group of products; many rows leave few registers
+  static constexpr int kBatch = Keys::kFp8 || kQueryRows < 64 ? 4 : 2;
+  static constexpr int kReads = Keys::kFp8 ? kBatch / 2 : kBatch;
+  static constexpr int kParts = Keys::kTokens / 16 / kBatch, kBatches = kBlocks * kParts;
 
-  uint32_t fragments[kDeep][16], words[kReads][4], from;
+  uint32_t fragments[kDeep][4 * kBatch], words[kReads][4], from;
 
   /// Reads ahead; the weights need not be there yet.
   TILE_FN void start(uint32_t slot, int column, int wave) {
@@ -107,41 +111,44 @@ struct ValueProduct {
   template <int kWords>
   TILE_FN void run(float (&output)[kBlocks][kWords], uint64_t weights) {
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
+    for (int batch = 0; batch < kBatches; ++batch) {
       begin_products();
 #pragma unroll
-      for (int step = 0; step < Keys::kTokens / 16; ++step)
-        multiply<Keys::kOperand>(output[block], &fragments[block % kDeep][4 * step],
+      for (int i = 0; i < kBatch; ++i) {
+        const int step = batch % kParts * kBatch + i;
+        multiply<Keys::kOperand>(output[batch / kParts], &fragments[batch % kDeep][4 * i],
                                  advanced(weights, step * 2 * kChunkBytes<kQueryRows>), 1);
+      }
       end_products();
-      if (block + 1 == kBlocks) break;
-      if (block > 0) wait_for_products<1>();
-      convert(block + 1);
-      read(block + 2);
+      if (batch + 1 == kBatches) break;
+      if (batch > 0) wait_for_products<1>();
+      convert(batch + 1);
+      read(batch + 2);
     }
   }
 
  private:
-  TILE_FN void read(int block) {
-    if (block >= kBlocks) return;
+  TILE_FN void read(int batch) {
+    if (batch >= kBatches) return;
+    const uint32_t block = from + batch / kParts * 64 * Keys::kElement;
 #pragma unroll
     for (int i = 0; i < kReads; ++i) {
-      const uint32_t address =
-          from + i * (Keys::kTokens / kReads) * Keys::kPitch + block * 64 * Keys::kElement;
+      constexpr int kTokens = 16 * kBatch / kReads;
+      const uint32_t address = block + (batch % kParts * 16 * kBatch + i * kTokens) * Keys::kPitch;
       if constexpr (Keys::kFp8)
         load_matrices_transposed(words[i], address);
       else
-        load_matrices_transposed(reinterpret_cast<uint32_t (&)[4]>(fragments[block % kDeep][4 * i]),
+        load_matrices_transposed(reinterpret_cast<uint32_t (&)[4]>(fragments[batch % kDeep][4 * i]),
                                  address);
     }
   }
 
   /// A word has two columns of two tokens; two words become four tokens of one column each.
-  TILE_FN void convert(int block) {
+  TILE_FN void convert(int batch) {
     if constexpr (Keys::kFp8) {
-      uint32_t* f = fragments[block % kDeep];
+      uint32_t* f = fragments[batch % kDeep];
 #pragma unroll
-      for (int i = 0; i < 2 * kReads; ++i) {
+      for (int i = 0; i < kBatch; ++i) {
         const uint32_t a = words[i / 2][i % 2 * 2], b = words[i / 2][i % 2 * 2 + 1];
         widen(__byte_perm(a, b, 0x6420), f[4 * i], f[4 * i + 2]);
         widen(__byte_perm(a, b, 0x7531), f[4 * i + 1], f[4 * i + 3]);

@@ -16,6 +16,7 @@ struct Queries {
   static constexpr bool kScaled = kType == abi::DType::bf16 && Keys::kFp8;
   static constexpr int kChunks = kHeadDim / 8, kEach = (kChunks + kLanes - 1) / kLanes;
   static constexpr int kBytes = kRows * kHeadDim * 2;
+  static constexpr int kAhead = 4;  // rows that a wave has on their way at a time
   static_assert(kIsFp8<kType> ? Keys::kFp8 : Keys::kFp8 || kType == Keys::kOperand);
 
   /// Loads rows below `rows`, zeros for the others; waves share them.
@@ -23,18 +24,27 @@ struct Queries {
   template <class Source>
   static TILE_FN void load(unsigned char* to, float* unscale, const Source& source, int rows,
                            int wave, int waves) {
-    for (int row = wave; row < kRows; row += waves) {
-      uint4 chunks[kEach] = {};
-      if (row < rows) {
+    for (int first = wave; first < kRows; first += kAhead * waves) {
+      uint4 chunks[kAhead][kEach] = {};
+#pragma unroll
+      for (int n = 0; n < kAhead; ++n) {
+        const int row = first + n * waves;
+        if (row >= rows) continue;
         const void* from = source(row);
 #pragma unroll
         for (int i = 0; i < kEach; ++i)
-          if (i * kLanes + lane() < kChunks) chunks[i] = read(from, i * kLanes + lane());
+          if (i * kLanes + lane() < kChunks) chunks[n][i] = read(from, i * kLanes + lane());
       }
-      const float scale = kScaled ? scale_of(chunks, unscale + row) : 1.0f;
 #pragma unroll
-      for (int i = 0; i < kEach; ++i)
-        if (i * kLanes + lane() < kChunks) write(to, row, i * kLanes + lane(), chunks[i], scale);
+      for (int n = 0; n < kAhead; ++n) {
+        const int row = first + n * waves;
+        if (row >= kRows) continue;
+        const float scale = kScaled ? scale_of(chunks[n], unscale + row) : 1.0f;
+#pragma unroll
+        for (int i = 0; i < kEach; ++i)
+          if (i * kLanes + lane() < kChunks)
+            write(to, row, i * kLanes + lane(), chunks[n][i], scale);
+      }
     }
   }
 

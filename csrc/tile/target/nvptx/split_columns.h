@@ -29,7 +29,9 @@ class SplitColumns {
   using Layout = Keys<Shape::kHeadDimQk, Shape::kKvDType>;
   using Q = Queries<Layout, Shape::kHeadDimQk, Shape::kQDType, kRows>;
   using Rows = RunningRows<kOwnRows, Layout::kOperand>;
-  using Scores = ScoreProduct<Layout, Shape::kHeadDimQk, kRows, 4>;
+  static constexpr int kSteps = Shape::kHeadDimQk / 16;  // of scores; as many at a time as fit
+  static constexpr int kBatch = Layout::kFp8 ? 4 : kSteps % 3 == 0 ? 3 : 2;
+  using Scores = ScoreProduct<Layout, Shape::kHeadDimQk, kRows, kBatch>;
   using Values = ValueProduct<Layout, kRows, kBlocks>;
   static constexpr int kWeightBytes = kTokens * kRows * 2;
   static constexpr int kMostBytes = 226 * 1024;

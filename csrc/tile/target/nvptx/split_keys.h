@@ -29,7 +29,8 @@ class SplitKeys {
   using Layout = Keys<Shape::kHeadDimQk, Shape::kKvDType>;
   using Q = Queries<Layout, Shape::kHeadDimQk, Shape::kQDType, kRows>;
   using Rows = RunningRows<kRows, Layout::kOperand>;
-  static constexpr int kBatch = Shape::kHeadDimQk / 16 % 6 == 0 ? 6 : 4;
+  static constexpr int kSteps = Shape::kHeadDimQk / 16;  // of scores; as many at a time as fit
+  static constexpr int kBatch = kSteps % 4 != 0 || (kSteps % 6 == 0 && kRows < 32) ? 6 : 4;
   using Scores = ScoreProduct<Layout, Shape::kHeadDimQk, kRows, kBatch>;
   using Values = ValueProduct<Layout, kRows, kBlocks>;
   static constexpr int kExchangeBytes = kPart * kRows * 64 * 4;

@@ -14,8 +14,9 @@ namespace hipdecode::tile::nvptx {
 /// neighbours along the columns follow one another, those along the depth are `stride` apart.
 TILE_FN uint64_t operand(uint32_t address, int stride) {
   constexpr uint64_t kCoreBytes = 128;
-  return uint64_t{(address & 0x3ffff) >> 4} | static_cast<uint64_t>(stride >> 4) << 16 |
-         (kCoreBytes >> 4) << 32;
+  // shuffled here, so that offsets are added in uniform registers instead of kept in local memory
+  const uint32_t place = __shfl_sync(~0u, (address & 0x3ffff) >> 4, 0);
+  return uint64_t{place} | static_cast<uint64_t>(stride >> 4) << 16 | (kCoreBytes >> 4) << 32;
 }
 
 /// The operand `bytes` further on.

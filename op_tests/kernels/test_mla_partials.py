@@ -109,8 +109,8 @@ def _walk(case: Case, inputs: MlaInputs, plan: hipdecode.MlaPlan) -> tuple:
     given = {k: v for k, v in inputs.items() if k != "max_seqlen_q"}
     return reference.walk_work(
         **given,
-        work_indptr=plan.work_indptr,
-        work_info_set=plan.work_info_set,
+        work_indptr=plan.work_indptr.cpu(),
+        work_info_set=plan.work_info_set.cpu(),
         partial_rows=plan.partial_output.shape[0],
     )
 
@@ -152,7 +152,7 @@ def test_mla_partials_match_the_walking_reference(
     plan = _plan(case, inputs, plan_name)
     out, lse = _outputs(case, inputs)
     _decode(inputs, plan, out, lse)
-    partials, direct = _walk(case, inputs, plan)
+    partials, direct = _walk(case, on_host, plan)
     live = sum(case.q_lens)
     more = {"target": target, "seed": case.seed, "repro": cases.repro(case)}
     more["q_dtype"] = inputs["q"].dtype
@@ -164,9 +164,9 @@ def test_mla_partials_match_the_walking_reference(
     merged = reference.mla_reduce(
         partials.o,
         partials.lse,
-        plan.reduce_indptr,
-        plan.reduce_final_map,
-        plan.reduce_partial_map,
+        plan.reduce_indptr.cpu(),
+        plan.reduce_final_map.cpu(),
+        plan.reduce_partial_map.cpu(),
         rows=out.shape[0],
     )
     assert not (merged.written & direct.written).any(), "a row is both direct and split"

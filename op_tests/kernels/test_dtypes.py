@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import hipdecode
+from hipdecode.testing.cases import DTYPES
 
 HEAD_DIM_QK, HEAD_DIM_V = 576, 512
-FP8_KINDS = {"e4m3fn": torch.float8_e4m3fn, "e4m3fnuz": torch.float8_e4m3fnuz}
 
 
 def decode_single_keys(rows: torch.Tensor, q_dtype: torch.dtype, route: str) -> torch.Tensor:
@@ -27,10 +27,10 @@ def decode_single_keys(rows: torch.Tensor, q_dtype: torch.dtype, route: str) -> 
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("route", ["hk", "persistent"])
 @pytest.mark.parametrize("q_dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("kind", FP8_KINDS)
-def test_mla_decode_reads_every_fp8_code(kind: str, q_dtype: torch.dtype, route: str) -> None:
+@pytest.mark.parametrize("kv_dtype", ["fp8_e4m3fn", "fp8_e4m3fnuz"])
+def test_mla_decode_reads_every_fp8_code(kv_dtype: str, q_dtype: torch.dtype, route: str) -> None:
     codes = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, HEAD_DIM_V).contiguous()
-    rows = codes.view(FP8_KINDS[kind])
+    rows = codes.view(DTYPES[kv_dtype])
     got = decode_single_keys(rows, q_dtype, route).double()
     torch.testing.assert_close(got, rows.double(), rtol=0, atol=0, equal_nan=True)
 

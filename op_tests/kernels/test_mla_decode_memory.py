@@ -106,16 +106,16 @@ def test_mla_decode_propagates_nan_of_a_visible_token_only(
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("byte", [0x7F, 0xFF, 0x80])
+@pytest.mark.parametrize("dtype", ["fp8_e4m3fn", "fp8_e4m3fnuz"])
 def test_mla_decode_decodes_special_fp8_codes_by_flavour(
-    target: str, device: torch.device, byte: int, route: str
+    target: str, device: torch.device, dtype: str, byte: int, route: str
 ) -> None:
-    for dtype in ("fp8_e4m3fn", "fp8_e4m3fnuz"):
-        case = Case(q_dtype=dtype, kv_dtype=dtype, kv_lens=(70, 40), q_lens=(1, 1))
-        inputs = cases.make_inputs(case)
-        token = inputs["kv_indices"][10].long()
-        inputs["kv_buffer"].view(torch.uint8)[token, 0, 0, 3] = byte
-        out, lse = decode(cases.to_device(inputs, device), route)
-        compare.assert_decode_matches(case, inputs, out, lse, target=target, call=route)
+    case = Case(q_dtype=dtype, kv_dtype=dtype, kv_lens=(70, 40), q_lens=(1, 1))
+    inputs = cases.make_inputs(case)
+    token = inputs["kv_indices"][10].long()
+    inputs["kv_buffer"].view(torch.uint8)[token, 0, 0, 3] = byte
+    out, lse = decode(cases.to_device(inputs, device), route)
+    compare.assert_decode_matches(case, inputs, out, lse, target=target, call=route)
 
 
 @pytest.mark.parametrize("route", ROUTES)

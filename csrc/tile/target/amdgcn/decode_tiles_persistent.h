@@ -123,6 +123,7 @@ struct DecodeTiles<Shape, Schedule::persistent> {
           auto& scores = scores_[n % kTokenBlocks];
           scores = amdgcn::mma_32x32(keys, queries_[n / kTokenBlocks], scores);
         });
+    most_ = largest_score();
   }
 
   /// Rows see only their first visible(r) tokens of the tile, and no token that is skipped.
@@ -135,6 +136,7 @@ struct DecodeTiles<Shape, Schedule::persistent> {
       const uint32_t lane = Keys::lane_of_token(static_cast<uint32_t>(token) + first, wave_);
       if (tokens.skipped >> lane & 1) score = -kInfinity;
     });
+    most_ = largest_score();
   }
 
   /// Online softmax in base 2 of scores * scale. The weights are relative to a base that follows
@@ -142,7 +144,7 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   TILE_FN void softmax(const Tokens& tokens, float scale) {
     if (tokens.count < kTokens && !hidden_) hide_from(tokens.count);
     hidden_ = false;
-    const auto best = amdgcn::both_halves(largest_score());
+    const auto best = amdgcn::both_halves(most_);
     const float most = __builtin_fmaxf(best.x, best.y) * scale - Operand::kWeightShift;
     if (amdgcn::any_lane(most > base_ + Operand::kSlack)) rescale(__builtin_fmaxf(most, base_));
     const amdgcn::F32x2 scales = {scale, scale}, base = {base_, base_};
@@ -247,6 +249,7 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   TILE_FN void hide_from(int end) {
     const int left = end - first_token();
     each_score([&](float& score, int token) { score = token < left ? score : -kInfinity; });
+    most_ = largest_score();
     hidden_ = true;
   }
 
@@ -308,6 +311,7 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   Register queries_[kSteps];
   amdgcn::F32x16 scores_[kTokenBlocks], out_[kColumnBlocks];
   uint32_t weights_[kTokens / 8 * Operand::kWeightWords];
+  float most_;  // of the lane's scores
   float base_;  // of the weights' exponents
   amdgcn::F32x2 sum_;
 };

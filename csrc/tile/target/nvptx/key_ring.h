@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../../concepts.h"
 #include "../../dtypes.h"
 #include "memory.h"
 #include "sync.h"
@@ -57,13 +58,15 @@ struct KeyRing {
     }
   }
 
-  /// Brings in the tokens below `count` of which each lane has the row's address; 0: there is none.
-  /// What is not brought in reads as zeros.
-  TILE_FN void fill(Cursor& cursor, int wave, uint64_t row, int count) {
+  /// Brings in the tokens below `count`, of which each lane has one's key. What is not brought in
+  /// reads as zeros.
+  template <class Element>
+  TILE_FN void fill(Cursor& cursor, int wave, const KeyRef<Element>& key, int count) {
+    empty[cursor.slot].wait(cursor.parity ^ 1);
+    const auto row = reinterpret_cast<uint64_t>(static_cast<const Element*>(key));
     const bool asked = lane() < kShare && wave * kShare + lane() < count;
     const uint32_t found = __ballot_sync(~0u, asked && row != 0);
     const uint32_t lost = __ballot_sync(~0u, asked && row == 0);
-    empty[cursor.slot].wait(cursor.parity ^ 1);
     const uint32_t to = shared_address(keys[cursor.slot]) + wave * kShare * Keys::kPitch;
     if (found != kAll) {
       if (lane() < kShare && (found >> lane() & 1) == 0) clear(to + lane() * Keys::kPitch);

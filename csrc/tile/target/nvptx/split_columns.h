@@ -52,9 +52,9 @@ class SplitColumns {
     Gate weighed[kBuffers], valued[kBuffers];
   };
 
-  /// Fetching waves know a token's row each, the others find out from the ring what is missing.
+  /// Fetching waves know a token's key each, the others find out from the ring what is missing.
   struct Tokens {
-    uint64_t row;
+    KeyRef<KvElement> key;
     int count;
     const Ring* ring;  // null: fetching, nothing to be skipped
     int slot;
@@ -96,14 +96,13 @@ class SplitColumns {
 
   template <class Lookup>
   TILE_FN Tokens gather(const Lookup& lookup, int count) const {
-    if (!fetches_) return {0, count, nullptr, 0};
+    if (!fetches_) return {{}, count, nullptr, 0};
     const int token = wave_ * Ring::kShare + lane() % Ring::kShare;
-    const KvElement* key = lookup(token < count ? token : 0);
-    return {token < count ? reinterpret_cast<uint64_t>(key) : 0, count, nullptr, 0};
+    return {lookup(token < count ? token : 0), count, nullptr, 0};
   }
 
   TILE_FN void fetch(const Tokens& tokens) {
-    if (fetches_ && tokens.count > 0) s_.ring.fill(filled_, wave_, tokens.row, tokens.count);
+    if (fetches_ && tokens.count > 0) s_.ring.fill(filled_, wave_, tokens.key, tokens.count);
   }
 
   TILE_FN void score(Tokens& tokens, const Tokens& next) {

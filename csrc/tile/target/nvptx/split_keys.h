@@ -58,9 +58,9 @@ class SplitKeys {
     float bases[kGroups][kRows], unscale[kRows];
   };
 
-  /// Fetching waves know a token's row each, the others find out from the ring what is missing.
+  /// Fetching waves know a token's key each, the others find out from the ring what is missing.
   struct Tokens {
-    uint64_t row;
+    KeyRef<KvElement> key;
     int count;
     const Ring* ring;  // null: fetching, nothing to be skipped
     int slot;
@@ -97,15 +97,14 @@ class SplitKeys {
 
   template <class Lookup>
   TILE_FN Tokens gather(const Lookup& lookup, int count) const {
-    if (!fetches_) return {0, count, nullptr, 0};
+    if (!fetches_) return {{}, count, nullptr, 0};
     const int token = group_ * Layout::kTokens + wave_ * Ring::kShare + lane();
-    const KvElement* key = lookup(token < count ? token : 0);
-    return {token < count ? reinterpret_cast<uint64_t>(key) : 0, count, nullptr, 0};
+    return {lookup(token < count ? token : 0), count, nullptr, 0};
   }
 
   TILE_FN void fetch(const Tokens& tokens) {
     if (fetches_ && own_count(tokens) > 0)
-      s_.rings[group_].fill(cursor_, wave_, tokens.row, own_count(tokens));
+      s_.rings[group_].fill(cursor_, wave_, tokens.key, own_count(tokens));
   }
 
   TILE_FN void score(Tokens& tokens, const Tokens& next) {

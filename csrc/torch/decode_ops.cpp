@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kCacheAlignment = 16;  // bytes; what vector loads and direct-to-LDS copies need
 constexpr int64_t kMaxPackedRows = int64_t{1} << 30;
+constexpr int64_t kMaxBlocks = 0x7fffffff;  // of a launch
 
 /// Query rows of the tile that a call asks for, as registry.wanted_rows() in Python: the smallest
 /// that holds them all. What it gets is in KernelInfo::rows, since a target need not have them all.
@@ -161,6 +162,8 @@ void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Ten
   }
   // an empty batch still clears the rows of o that nobody owns
   const int64_t blocks = std::max<int64_t>(int64_t{p.batch} * p.row_tiles * num_splits, 1);
+  HIPDECODE_CHECK(blocks <= kMaxBlocks, "batch, max_seqlen_q, num_splits: expected at most ",
+                  kMaxBlocks, " tiles of query rows x splits, got ", blocks);
   launch(kernel, p, blocks, place);
 }
 

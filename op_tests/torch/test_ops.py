@@ -69,6 +69,22 @@ OPS = ("mla_decode_hk", "mla_decode_persistent", "mla_reduce", "mla_plan")
 
 
 @pytest.mark.usefixtures("device")
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (1, torch.zeros(4, 24, 1, 576, dtype=torch.bfloat16), "page size that is a power of two"),
+        (13, 1 << 30, "max_seqlen_q: expected 1 to 89478485"),
+    ],
+    ids=["page-size", "packed-rows"],
+)
+def test_op_refuses_what_its_kernels_cannot_count(at: int, value: object, message: str) -> None:
+    arguments = list(_op_arguments("mla_decode_hk"))
+    arguments[at] = value
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.hipdecode.mla_decode_hk(*arguments)
+
+
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", OPS)
 def test_op_passes_opcheck(name: str) -> None:
     op = getattr(torch.ops.hipdecode, name).default

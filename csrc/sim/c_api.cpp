@@ -37,8 +37,7 @@ Journal& journal() {
 
 void record(const std::string& kernel, const Grid& grid, int32_t threads,
             const std::string& counts) {
-  std::string blocks = "[" + std::to_string(grid[0]) + ", " + std::to_string(grid[1]) + ", " +
-                       std::to_string(grid[2]) + "]";
+  const std::string blocks = json_list(grid, [](int64_t n) { return std::to_string(n); });
   const std::lock_guard lock(journal().mutex);
   auto& entries = journal().entries;
   entries.push_back(Json()

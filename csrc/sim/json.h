@@ -13,12 +13,15 @@ namespace hipdecode::sim {
 class Json {
  public:
   Json& raw(std::string_view key, std::string_view json) {
-    text_ += (text_.empty() ? "" : ", ") + quote(key) + ": " + std::string(json);
+    if (!text_.empty()) text_ += ", ";
+    text_ += quote(key);
+    text_ += ": ";
+    text_ += json;
     return *this;
   }
   Json& add(std::string_view key, int64_t value) { return raw(key, std::to_string(value)); }
   Json& add(std::string_view key, std::string_view value) { return raw(key, quote(value)); }
-  std::string object() const { return "{" + text_ + "}"; }
+  std::string object() const { return std::string("{").append(text_).append("}"); }
 
   static std::string quote(std::string_view text) {
     std::string result = "\"";
@@ -42,9 +45,12 @@ class Json {
 /// "[a, b]" of what `describe` makes of each item.
 template <class Items, class Describe>
 std::string json_list(const Items& items, Describe describe) {
-  std::string result;
-  for (const auto& item : items) result += (result.empty() ? "" : ",\n ") + describe(item);
-  return "[" + result + "]";
+  std::string result = "[";
+  for (const auto& item : items) {
+    if (result.size() > 1) result += ",\n ";
+    result += describe(item);
+  }
+  return result += "]";
 }
 
 }  // namespace hipdecode::sim

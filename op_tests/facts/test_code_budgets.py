@@ -23,13 +23,13 @@ needs_clang = pytest.mark.skipif(
 )
 
 
-def test_shipped_budgets_forbid_spills_and_scratch_everywhere() -> None:
+def test_shipped_budgets_forbid_spills_and_scratch_on_amd_gpus() -> None:
     shipped = budgets.load(budgets.budgets_path())
     assert set(shipped) == set(ARCHS)
     for arch, patterns in shipped.items():
-        assert patterns["*"]["spills"] == 0
-        assert patterns["*"]["scratch_bytes"] == 0
         assert patterns["*"]["lds_bytes"] == ARCHS[arch].lds_of_workgroup
+        if arch.startswith("gfx"):
+            assert (patterns["*"]["spills"], patterns["*"]["scratch_bytes"]) == (0, 0)
 
 
 def test_every_shipped_budget_is_about_a_kernel() -> None:

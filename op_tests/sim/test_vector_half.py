@@ -89,6 +89,38 @@ def test_fp16_products_with_sums(snippets):
     assert_floats(got[3].astype(np.uint16), rounded)
 
 
+def test_older_fp16_products_with_sums(snippets):
+    a, b = all_halves()
+    c = np.roll(b, 55)
+    code = "v_mov_b32 v20, v12\nv_mad_f16 v20, v10, -v11, v12\n"
+    code += "v_madak_f16 v21, v10, v11, 0x4248\nv_madmk_f16 v22, v10, 0x4248, v12\n"
+    code += "v_fma_legacy_f16 v23, v10, v11, v12\nv_mov_b32 v24, v13\nv_pk_fmac_f16 v24, v10, v11\n"
+    inputs = {10: a | b << 16, 11: b | a << 16, 12: c | 0xABCD0000, 13: c | c << 16}
+    got = over(snippets, code, inputs, [f"v{20 + n}" for n in range(5)])
+    pi = np.float16(3.140625)
+    x, y, z = half(a), half(b), half(c)
+    assert_floats((got[0] & 0xFFFF).astype(np.uint16), x * -y + z)
+    assert (got[0] >> 16 == 0xABCD).all()
+    assert_floats(got[1].astype(np.uint16), x * y + pi)
+    assert_floats(got[2].astype(np.uint16), x * pi + z)
+    fused = HALF.encode(HALF.decode(a) * HALF.decode(b) + HALF.decode(c))
+    assert HALF.same(got[3], fused).all()
+    assert HALF.same(got[4] & 0xFFFF, fused).all()
+    assert HALF.same(got[4] >> 16, fused).all()
+
+
+def test_fp16_sines_count_in_turns(snippets):
+    bits = np.arange(65536, dtype=np.uint32)
+    x = HALF.decode(bits)
+    inside = np.abs(x) <= 256
+    sine, cosine = over(
+        snippets, "v_sin_f16 v20, v10\nv_cos_f16 v21, v10\n", {10: bits}, ("v20", "v21")
+    )
+    angle = (x - np.rint(x)) * 2 * np.pi
+    for lanes, function in ((sine, np.sin), (cosine, np.cos)):
+        assert HALF.same(lanes[inside], HALF.encode(function(angle[inside]))).all()
+
+
 def test_fp16_of_one_source(snippets):
     bits = np.arange(65536, dtype=np.uint32)
     x = HALF.decode(bits)

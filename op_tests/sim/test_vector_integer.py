@@ -178,6 +178,17 @@ def test_32_bit_operations(snippets, kind, table):
         np.testing.assert_array_equal(lanes, expect(function, values), err_msg=name)
 
 
+ACCUMULATING = {"v_dot2c_i32_i16": 16, "v_dot4c_i32_i8": 8, "v_dot8c_i32_i4": 4}
+
+
+@pytest.mark.parametrize("name", ACCUMULATING)
+def test_dots_add_to_their_destination(snippets, name):
+    values = sources(3)
+    inputs = dict(zip((10, 11, 20), values, strict=True))
+    (got,) = over(snippets, f"{name} v20, v10, v11\n", inputs)
+    np.testing.assert_array_equal(got, expect(dot(ACCUMULATING[name], True), values))
+
+
 CLAMPED = {
     "v_add_u32_e64": (TWO["v_add_u32"], 0, WORD),
     "v_sub_u32_e64": (TWO["v_sub_u32"], 0, WORD),

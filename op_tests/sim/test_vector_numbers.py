@@ -73,8 +73,8 @@ def test_every_fp16_becomes_integers(snippets):
     x = HALF.decode(bits)
     code = "v_cvt_u16_f16 v20, v10\nv_cvt_i16_f16 v21, v10\n"
     code += "v_cvt_norm_u16_f16 v22, v10\nv_cvt_norm_i16_f16 v23, v10\n"
-    code += "v_cvt_pknorm_i16_f16 v24, v10, v10\n"
-    got = over(snippets, code, {10: bits}, [f"v{20 + n}" for n in range(5)])
+    code += "v_cvt_pknorm_i16_f16 v24, v10, v10\nv_cvt_pknorm_u16_f16 v25, v10, -v10\n"
+    got = over(snippets, code, {10: bits}, [f"v{20 + n}" for n in range(6)])
     unorm = bounded(np.rint(np.clip(x, 0, 1) * 65535), 0, 65535)
     snorm = bounded(np.rint(np.clip(x, -1, 1) * 32767), -32767, 32767) & 0xFFFF
     np.testing.assert_array_equal(got[0], bounded(x, 0, 65535))
@@ -82,6 +82,8 @@ def test_every_fp16_becomes_integers(snippets):
     np.testing.assert_array_equal(got[2], unorm)
     np.testing.assert_array_equal(got[3], snorm)
     np.testing.assert_array_equal(got[4], snorm | snorm << 16)
+    opposite = bounded(np.rint(np.clip(-x, 0, 1) * 65535), 0, 65535)
+    np.testing.assert_array_equal(got[5], unorm | opposite << 16)
 
 
 def test_fp32_becomes_normalised_shorts_and_bytes(snippets):

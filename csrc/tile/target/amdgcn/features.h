@@ -5,7 +5,7 @@
 
 #include "../../../abi/dtype.h"
 
-/// What the compiled-for machine has; the only page that asks for an architecture by name.
+/// What the compiled-for machine has, as constants.
 namespace hipdecode::tile::amdgcn {
 
 #if defined(__gfx950__)

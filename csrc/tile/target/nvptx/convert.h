@@ -32,20 +32,6 @@ TILE_FN void store_one(void* destination, int i, float value, abi::DType type) {
     static_cast<uint16_t*>(destination)[i] = static_cast<uint16_t>(pack_as(value, 0, type));
 }
 
-/// destination[i] and destination[i + 1], in one store where the address allows it.
-TILE_FN void store_two(void* destination, int i, float first, float second, abi::DType type) {
-  const auto address = reinterpret_cast<uintptr_t>(destination);
-  if (type == abi::DType::fp32 && address % sizeof(float2) == 0) {
-    *reinterpret_cast<float2*>(static_cast<float*>(destination) + i) = float2{first, second};
-  } else if (type != abi::DType::fp32 && address % sizeof(uint32_t) == 0) {
-    *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(destination) + i) =
-        pack_as(first, second, type);
-  } else {
-    store_one(destination, i, first, type);
-    store_one(destination, i + 1, second, type);
-  }
-}
-
 /// Four fp8 e4m3fn of a word as fp16, exactly: the lower two, the upper two.
 TILE_FN void widen(uint32_t word, uint32_t& low, uint32_t& high) {
   asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.rn.f16x2.e4m3x2 %0, l;\n"

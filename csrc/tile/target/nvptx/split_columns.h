@@ -39,6 +39,7 @@ class SplitColumns {
   static constexpr int kSlots = kDelayed ? 3 : 2, kBuffers = kDelayed ? 2 : 1;
   using Ring = KeyRing<Layout, kSlots, kFetchWaves, kGroups * kGroupWaves>;
   static_assert(kRows <= Layout::kTokens);  // by_wave() finds a place for each
+  static_assert(sizeof(RowEnds<kRows>) <= kWeightBytes);
 
  public:
   struct Shared {
@@ -56,10 +57,9 @@ class SplitColumns {
   struct Tokens {
     KeyRef<KvElement> key;
     int count;
-    const Ring* ring;  // null: fetching, nothing to be skipped
-    int slot;
+    bool lost = false;  // some of them, by score()
 
-    TILE_FN bool skips() const { return ring != nullptr && ring->any_missing(slot); }
+    TILE_FN bool skips() const { return lost; }
   };
 
   TILE_FN SplitColumns(Shared& shared, Block block)
@@ -96,9 +96,9 @@ class SplitColumns {
 
   template <class Lookup>
   TILE_FN Tokens gather(const Lookup& lookup, int count) const {
-    if (!fetches_) return {{}, count, nullptr, 0};
+    if (!fetches_) return {{}, count};
     const int token = wave_ * Ring::kShare + lane() % Ring::kShare;
-    return {lookup(token < count ? token : 0), count, nullptr, 0};
+    return {lookup(token < count ? token : 0), count};
   }
 
   TILE_FN void fetch(const Tokens& tokens) {
@@ -107,20 +107,19 @@ class SplitColumns {
 
   TILE_FN void score(Tokens& tokens, const Tokens& next) {
     if (fetches_) return fetch(next);
-    tokens.ring = &s_.ring;
-    tokens.slot = scored_.slot;
     s_.ring.full[scored_.slot].wait(scored_.parity);
+    tokens.lost = s_.ring.any_missing(scored_.slot);
     Scores().run(scores_, shared_address(s_.ring.keys[scored_.slot]),
                  operand(shared_address(s_.queries) + group_ * kOwnRows * 16, kChunkBytes<kRows>),
                  wave_);
   }
 
   template <class Visible>
-  TILE_FN void mask(const Tokens& tokens, int, const Visible& visible) {
+  TILE_FN void mask(const Tokens&, int, const Visible& visible) {
     if (fetches_) return;
     const int token = own_token();
-    const bool lost[2] = {s_.ring.is_missing(tokens.slot, token),
-                          s_.ring.is_missing(tokens.slot, token + 8)};
+    const bool lost[2] = {s_.ring.is_missing(scored_.slot, token),
+                          s_.ring.is_missing(scored_.slot, token + 8)};
 #pragma unroll
     for (int v = 0; v < Rows::kValues; ++v) {
       const int row = group_ * kOwnRows + Rows::row_of(v);
@@ -168,9 +167,28 @@ class SplitColumns {
   TILE_FN void store(int rows, const Target& target, float value_scale) {
     if (fetches_) return;
     if (kDelayed && pending_) add_values();
-    meet_all();  // nobody reads a factor any more
-    normalise(rows, target, value_scale);
-    Output<Layout, kBlocks>::store(output_, rows, target, group_ * kColumns, wave_);
+    meet_all();  // nobody reads a factor or a weight any more
+    float* bases = s_.factors[0];
+    if (wave_ == 0) bases[group_ * kOwnRows + Rows::own_row()] = rows_.own_base();
+#pragma unroll
+    for (int v = 0; v < Rows::kValues; ++v) {
+      const float sum = rows_.sum(v);
+      if (lane() < 4)
+        reinterpret_cast<float*>(&by_wave(group_ * kOwnRows + Rows::row_of(v)))[wave_] = sum;
+    }
+    meet_all();
+    auto& ends = *reinterpret_cast<RowEnds<kRows>*>(s_.weights[0]);
+    const int row = group_ * kGroupThreads + wave_ * kLanes + lane();
+    if (row < kRows) {
+      const float4 waves = by_wave(row);
+      const float sum = waves.x + waves.y + waves.z + waves.w;
+      ends.scale[0][row] = row_scale(sum, value_scale);
+      ends.set(row, rows, target, bases[row], sum);
+    }
+    meet_all();
+#pragma unroll
+    for (int v = 0; v < kRows / 4; ++v) scale_row(v, ends.scale[0][Rows::row_of(v)]);
+    Output<Layout, kBlocks, kRows>::store(output_, ends, group_ * kColumns, wave_);
     meet_all();
   }
 
@@ -239,30 +257,6 @@ class SplitColumns {
     for (auto& block : output_) {
       block[value / 2 * 4 + value % 2] *= factor;
       block[value / 2 * 4 + value % 2 + 2] *= factor;
-    }
-  }
-
-  template <class Target>
-  TILE_FN void normalise(int rows, const Target& target, float value_scale) {
-    float* bases = s_.factors[0];
-    if (wave_ == 0) bases[group_ * kOwnRows + Rows::own_row()] = rows_.own_base();
-#pragma unroll
-    for (int v = 0; v < Rows::kValues; ++v) {
-      const float sum = rows_.sum(v);
-      if (lane() < 4)
-        reinterpret_cast<float*>(&by_wave(group_ * kOwnRows + Rows::row_of(v)))[wave_] = sum;
-    }
-    meet_all();
-#pragma unroll
-    for (int v = 0; v < kRows / 4; ++v) {
-      const int row = Rows::row_of(v);
-      const float4 waves = by_wave(row);
-      const float total = waves.x + waves.y + waves.z + waves.w;
-      scale_row(v, row_scale(total, value_scale));
-      if (group_ == 0 && wave_ == 0 && lane() < 4 && row < rows) {
-        const RowTarget to = target(row);
-        if (to.o != nullptr && to.lse != nullptr) *to.lse = row_lse(bases[row], total, log2(total));
-      }
     }
   }
 

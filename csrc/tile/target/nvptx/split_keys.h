@@ -43,6 +43,7 @@ class SplitKeys {
   static constexpr int kSlots = kFit > 4 ? 4 : kFit;
   static_assert(kSlots >= 1);
   using Ring = KeyRing<Layout, kSlots, kFetchWaves, kGroupWaves>;
+  static_assert(sizeof(RowEnds<kRows>) <= kWeightBytes);
 
  public:
   struct Shared {
@@ -62,10 +63,9 @@ class SplitKeys {
   struct Tokens {
     KeyRef<KvElement> key;
     int count;
-    const Ring* ring;  // null: fetching, nothing to be skipped
-    int slot;
+    bool lost = false;  // some of them, by score()
 
-    TILE_FN bool skips() const { return ring != nullptr && ring->any_missing(slot); }
+    TILE_FN bool skips() const { return lost; }
   };
 
   TILE_FN SplitKeys(Shared& shared, Block block)
@@ -97,9 +97,9 @@ class SplitKeys {
 
   template <class Lookup>
   TILE_FN Tokens gather(const Lookup& lookup, int count) const {
-    if (!fetches_) return {{}, count, nullptr, 0};
+    if (!fetches_) return {{}, count};
     const int token = group_ * Layout::kTokens + wave_ * Ring::kShare + lane();
-    return {lookup(token < count ? token : 0), count, nullptr, 0};
+    return {lookup(token < count ? token : 0), count};
   }
 
   TILE_FN void fetch(const Tokens& tokens) {
@@ -111,9 +111,8 @@ class SplitKeys {
     if (fetches_) return fetch(next);
     if (own_count(tokens) == 0) return;
     Ring& ring = s_.rings[group_];
-    tokens.ring = &ring;
-    tokens.slot = cursor_.slot;
     ring.full[cursor_.slot].wait(cursor_.parity);
+    tokens.lost = ring.any_missing(cursor_.slot);
     Scores().run(scores_, shared_address(ring.keys[cursor_.slot]),
                  operand(shared_address(s_.queries), kChunkBytes<kRows>), wave_);
   }
@@ -122,8 +121,9 @@ class SplitKeys {
   TILE_FN void mask(const Tokens& tokens, int, const Visible& visible) {
     if (fetches_ || own_count(tokens) == 0) return;
     const int token = own_token();
-    const bool lost[2] = {tokens.ring->is_missing(tokens.slot, token),
-                          tokens.ring->is_missing(tokens.slot, token + 8)};
+    const Ring& ring = s_.rings[group_];
+    const bool lost[2] = {ring.is_missing(cursor_.slot, token),
+                          ring.is_missing(cursor_.slot, token + 8)};
     const int first = group_ * Layout::kTokens + token;
 #pragma unroll
     for (int v = 0; v < Rows::kValues; ++v) {
@@ -186,8 +186,8 @@ class SplitKeys {
       if (group_ == turn) take_part(turn);
       meet_all();
       if (group_ != turn) continue;
-      Output<Layout, kPart>::store(reinterpret_cast<Part&>(output_[turn * kPart]), rows, target,
-                                   turn * kPart * 64, wave_);
+      Output<Layout, kPart, kRows>::store(reinterpret_cast<Part&>(output_[turn * kPart]), ends(),
+                                          turn * kPart * 64, wave_);
     }
   }
 
@@ -222,7 +222,7 @@ class SplitKeys {
     }
   }
 
-  /// Brings both warpgroups' rows to one maximum, writes the LSE and normalises.
+  /// Brings both warpgroups' rows to one base, writes the LSE and normalises.
   template <class Target>
   TILE_FN void merge_rows(int rows, const Target& target, float value_scale) {
     if (wave_ == 0) s_.bases[group_][Rows::own_row()] = rows_.own_base();
@@ -232,26 +232,29 @@ class SplitKeys {
       if (lane() < 4) reinterpret_cast<float*>(&s_.by_wave[group_][Rows::row_of(v)])[wave_] = sum;
     }
     meet_all();
-#pragma unroll
-    for (int v = 0; v < Rows::kValues; ++v) {
-      const int row = Rows::row_of(v);
-      float total = 0, mine = 0;
+    const int row = group_ * kGroupThreads + wave_ * kLanes + lane();
+    if (row < kRows) {
+      float total = 0, factors[kGroups];
       const float most = fmaxf(s_.bases[0][row], s_.bases[1][row]);
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) {
         const float base = s_.bases[group][row];
-        const float factor = base == most ? 1.0f : exp2(base - most);
         const float4 waves = s_.by_wave[group][row];
-        total += factor * (waves.x + waves.y + waves.z + waves.w);
-        if (group == group_) mine = factor;
+        factors[group] = base == most ? 1.0f : exp2(base - most);
+        total += factors[group] * (waves.x + waves.y + waves.z + waves.w);
       }
-      scale_row(v, mine * row_scale(total, value_scale));
-      if (group_ == 0 && wave_ == 0 && lane() < 4 && row < rows) {
-        const RowTarget to = target(row);
-        if (to.o != nullptr && to.lse != nullptr) *to.lse = row_lse(most, total, log2(total));
-      }
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group)
+        ends().scale[group][row] = factors[group] * row_scale(total, value_scale);
+      ends().set(row, rows, target, most, total);
     }
+    meet_all();
+#pragma unroll
+    for (int v = 0; v < Rows::kValues; ++v) scale_row(v, ends().scale[group_][Rows::row_of(v)]);
   }
+
+  /// Of a work that is over: where its weights were.
+  TILE_FN RowEnds<kRows>& ends() const { return *reinterpret_cast<RowEnds<kRows>*>(s_.weights[0]); }
 
   TILE_FN float4* exchanged(int block, int quad) const {
     return &s_.exchange[(block * (kRows / 8) + quad) * kGroupThreads + wave_ * kLanes + lane()];

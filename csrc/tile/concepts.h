@@ -23,10 +23,11 @@ struct KeyRef {
   uint32_t page, pages;      // page ids from `pages` on name no key
   uint32_t page_stride;      // elements
 
+  constexpr bool exists() const { return page < pages; }
+  constexpr const Element* unchecked() const { return page_zero + uint64_t{page} * page_stride; }
+
   /// Null: there is no such key.
-  constexpr operator const Element*() const {
-    return page < pages ? page_zero + uint64_t{page} * page_stride : nullptr;
-  }
+  constexpr operator const Element*() const { return exists() ? unchecked() : nullptr; }
 };
 
 /// What a target must offer a decode kernel. Coordinates are logical: query row r and token n of a

@@ -64,11 +64,7 @@ struct Visible {
   int32_t count;   // tokens of the range
   uint32_t begin;  // packed row 0
   uint32_t nhead;
-  int32_t token;  // of packed row 0
   bool causal;
-
-  /// What row 0 may see: the least of all. It is asked for every tile, so nothing is divided.
-  TILE_FN int least() const { return causal ? clamp32(int64_t{end} + token, 0, count) : count; }
 
   TILE_FN int operator()(int r) const {
     if (!causal) return count;
@@ -79,7 +75,7 @@ struct Visible {
 
   /// The same of `tokens` tokens from `first` on.
   TILE_FN Visible part(int32_t first, int32_t tokens) const {
-    return {end - first, tokens, begin, nhead, token, causal};
+    return {end - first, tokens, begin, nhead, causal};
   }
 };
 
@@ -118,12 +114,11 @@ struct MlaTile {
       // entries before the list are far behind it as unsigned numbers, and so are negative page ids
       const uint32_t index = first_slot + static_cast<uint32_t>(slot);
       const bool known = index < limit(p.num_kv_indices);
-      const uint32_t pages = limit(p.num_pages);
       const auto in_page = static_cast<uint32_t>(token - (slot << p.page_bits));
       return {.page_zero = static_cast<const KvElement*>(p.kv) +
                            uint64_t{in_page} * static_cast<uint32_t>(p.kv_stride_token),
               .page = static_cast<uint32_t>(p.kv_indices[known ? index : 0]),
-              .pages = known ? pages : 0,
+              .pages = known ? limit(p.num_pages) : 0,
               .page_stride = static_cast<uint32_t>(p.kv_stride_page)};
     }
 
@@ -167,8 +162,6 @@ struct MlaTile {
             .count = keys.end - keys.begin,
             .begin = static_cast<uint32_t>(rows.begin),
             .nhead = static_cast<uint32_t>(p.nhead),
-            .token = static_cast<int32_t>(static_cast<uint32_t>(rows.begin) /
-                                          static_cast<uint32_t>(p.nhead)),
             .causal = p.causal != 0};
   }
 
@@ -180,9 +173,9 @@ struct MlaTile {
   static TILE_FN void attend(const Params& p, const QuerySpan& rows, const KeySpan& keys,
                              Tiles& tiles) {
     const int count = rows.end - rows.begin;
-    const float scale = tile::uniform(p.sm_scale * tile::kLog2E *
-                                      scale_of(p.q_scale, tile::kIsFp8<Shape::kQDType>) *
-                                      scale_of(p.kv_scale, tile::kIsFp8<Shape::kKvDType>));
+    const float scale = tile::uniform(
+        tile::own(p.sm_scale * tile::kLog2E * scale_of(p.q_scale, tile::kIsFp8<Shape::kQDType>) *
+                  scale_of(p.kv_scale, tile::kIsFp8<Shape::kKvDType>)));
     const Visible seen_of = visible_in(p, rows, keys);
     const int32_t seen = seen_of(count - 1);
     const int32_t end = keys.begin + seen;  // no row looks further
@@ -198,7 +191,7 @@ struct MlaTile {
       tiles.score(tokens, next);
       // stage 3: hidden keys leave before the maximum is taken
       const Visible visible = seen_of.part(begin - keys.begin, tokens.count);
-      const int first_hidden = visible.least();
+      const int first_hidden = visible(0);
       if (first_hidden < tokens.count || tokens.skips()) tiles.mask(tokens, first_hidden, visible);
       // stage 4: weights, maximum, sum
       tiles.softmax(tokens, scale);

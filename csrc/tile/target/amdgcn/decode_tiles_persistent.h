@@ -206,11 +206,11 @@ struct DecodeTiles<Shape, Schedule::persistent> {
   TILE_FN void load(uint32_t tile, const Tokens& tokens) const {
     auto key = tokens.key;
     key.page = amdgcn::recomputed(key.page);  // and nothing waits for it earlier
-    const KvElement* row = key;
-    const bool exists = token_ < tokens.count;
-    tokens.skipped = __builtin_amdgcn_ballot_w64(exists && row == nullptr);
+    const bool wanted = token_ < tokens.count, exists = key.exists();
+    tokens.skipped = __builtin_amdgcn_ballot_w64(wanted & !exists);
+    const auto row = reinterpret_cast<uintptr_t>(key.unchecked());
     const auto zeros = reinterpret_cast<uintptr_t>(amdgcn::zero_row);
-    Keys::load(tile, exists && row != nullptr ? reinterpret_cast<uintptr_t>(row) : zeros, wave_);
+    Keys::load(tile, (wanted & exists) ? row : zeros, wave_);
   }
 
   TILE_FN uint32_t other_tile() const { return 2 * lds_ + Keys::kBytes - tile_; }

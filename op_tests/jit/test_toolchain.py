@@ -15,8 +15,7 @@ from hipdecode.errors import ToolchainError
 from hipdecode.jit import keys, prebuilt, toolchain
 from hipdecode.paths import csrc_dir
 
-AMD = ("gfx950", "gfx942")
-EM_AMDGPU = 224
+EM_AMDGPU, EM_CUDA = 224, 190
 
 
 def executable(folder: Path, name: str, answers: dict[str, str], body: str = "") -> Path:
@@ -163,19 +162,27 @@ def kernel_info(path: Path) -> tuple[int, ...]:
     raise AssertionError(f"{path} has no hipdecode_kernel_info")
 
 
-@pytest.mark.parametrize("target", AMD)
-@pytest.mark.parametrize("name", ["mla_reduce", "mla_plan"])
-def test_code_object_says_its_abi_parameters_and_threads(target: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "kind", "elf_machine", "lanes"),
+    [
+        ("gfx950", "hip", EM_AMDGPU, 64),
+        ("gfx942", "hip", EM_AMDGPU, 64),
+        ("sm_90", "nvcc", EM_CUDA, 32),
+    ],
+)
+@pytest.mark.parametrize(("name", "bytes_"), [("mla_reduce", 112), ("mla_plan", 168)])
+def test_code_object_says_its_abi_parameters_and_threads(
+    target: str, kind: str, elf_machine: int, lanes: int, name: str, bytes_: int
+) -> None:
     try:
-        toolchain.find("hip")
+        toolchain.find(kind)
     except ToolchainError as error:
-        pytest.skip(f"a machine with clang 22 and lld 22, or ROCm, would run this: {error}")
+        pytest.skip(f"a machine with {toolchain.TOOLCHAINS[kind].needs} would run this: {error}")
     path = jit.ensure_kernel(target, name).path
     machine, abi, params, shared, threads, rows = kernel_info(path)
-    assert machine == EM_AMDGPU
+    assert (machine, params, shared, rows) == (elf_machine, bytes_, 0, 0)
     assert abi == keys.source_tree(csrc_dir()).abi_version()
-    assert params == {"mla_reduce": 112, "mla_plan": 168}[name]
-    assert (shared, threads, rows) == (0, {"mla_reduce": 256, "mla_plan": 64}[name], 0)
+    assert threads == lanes * (4 if name == "mla_reduce" else 1)
 
 
 def test_cpu_artefact_says_the_same_of_itself() -> None:

@@ -9,6 +9,12 @@
 namespace hipdecode::sim {
 namespace {
 
+#if defined(__SIZEOF_FLOAT128__)
+using Quad = __float128;
+#else
+using Quad = long double;  // quadruple precision on AArch64
+#endif
+
 /// What differs between the formats.
 template <class Float>
 struct Limits;
@@ -24,7 +30,7 @@ template <>
 struct Limits<double> {
   using Bits = uint64_t;
   static constexpr int kMantissa = 52, kTop = 2047;
-  using Wide = __float128;
+  using Wide = Quad;
   static constexpr int kFar = 768, kScale = 128, kTiny = 53, kUnderflow = -1075, kBias = 1023;
   static constexpr FloatMode::Width kWidth = FloatMode::wide;
 };

@@ -114,11 +114,12 @@ struct MlaTile {
       // entries before the list are far behind it as unsigned numbers, and so are negative page ids
       const uint32_t index = first_slot + static_cast<uint32_t>(slot);
       const bool known = index < limit(p.num_kv_indices);
+      const uint32_t pages = limit(p.num_pages);
       const auto in_page = static_cast<uint32_t>(token - (slot << p.page_bits));
       return {.page_zero = static_cast<const KvElement*>(p.kv) +
                            uint64_t{in_page} * static_cast<uint32_t>(p.kv_stride_token),
               .page = static_cast<uint32_t>(p.kv_indices[known ? index : 0]),
-              .pages = known ? limit(p.num_pages) : 0,
+              .pages = known ? pages : 0,
               .page_stride = static_cast<uint32_t>(p.kv_stride_page)};
     }
 

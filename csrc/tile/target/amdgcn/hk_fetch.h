@@ -21,15 +21,17 @@ template <class Shape>
 struct HkFetchPlace {
   using P = HkPlan<Shape>;
   int group, share;  // first own group of the token wave; which of the waves that share it
-  uint32_t packed;   // 16 * unit of a chunk << 8 | 4 * token of a group: one register
+  uint32_t packed;   // lane << 16 | 16 * unit of a chunk << 8 | 4 * token of a group: one register
 
   TILE_FN HkFetchPlace(int row_wave, uint32_t token, uint32_t unit)
       : group(row_wave / P::kShare * P::kOwn),
         share(row_wave % P::kShare),
-        packed(recomputed(unit << 12 | token << 2)) {}
+        packed(recomputed(static_cast<uint32_t>(tile::lane()) << 16 | unit << 12 | token << 2)) {}
+
+  TILE_FN uint32_t lane() const { return recomputed(packed) >> 16; }
 
   /// Byte of a chunk where this lane reads.
-  TILE_FN uint32_t byte() const { return recomputed(packed) >> 8; }
+  TILE_FN uint32_t byte() const { return recomputed(packed) >> 8 & 0xff; }
 
   /// The key row that another lane of the wave knows: token i by lane i.
   TILE_FN const char* row(const char* known, int own) const {

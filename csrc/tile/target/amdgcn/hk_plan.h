@@ -48,6 +48,7 @@ struct HkPlan {
   }
   static constexpr int kTokenWaves = pick_token_waves();
   static constexpr int kWaves = kRowWaves * kTokenWaves;
+  static constexpr bool kTight = !kFp8 && kWaves == 8;  // 256 registers, 200 of them spoken for
   static constexpr int row_wave(int wave) { return kTokenWaves == 1 ? wave : wave % kRowWaves; }
   static constexpr int token_wave(int wave) { return kTokenWaves == 1 ? 0 : wave / kRowWaves; }
   static constexpr int kMostGroups = kTokenWaves > 1 || kWidens || !kTransposingReads ? 2 : 4;

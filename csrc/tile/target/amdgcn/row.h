@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "registers.h"
 #include "scalar.h"
 #include "sync.h"
 
@@ -49,7 +50,8 @@ class Row {
   typedef _Float16 Halves __attribute__((ext_vector_type(4), aligned(2)));
   static constexpr int kQuads = (kMost + 4 * kLanes - 1) / (4 * kLanes);
 
-  static TILE_FN int first(int quad) { return (quad * kLanes + lane()) * 4; }
+  /// Recomputed, so that a kernel's first row and its last do not share a register in between.
+  static TILE_FN int first(int quad) { return (quad * kLanes + amdgcn::recomputed(lane())) * 4; }
 
   template <class Element, class Four>
   TILE_FN void store_as(void* destination, float scale, int count) const {

@@ -268,7 +268,9 @@ struct DecodeTiles<Shape, Schedule::persistent> {
 
   TILE_FN void rescale(float base) {
     const float factor = __builtin_amdgcn_exp2f(base_ - base);
+    const bool empty = !amdgcn::any_lane(base_ > kLowest);
     base_ = base;
+    if (empty) return;  // the first tile: there is nothing yet
     sum_ *= factor;
 #pragma unroll
     for (int block = 0; block < kColumnBlocks; ++block) out_[block] *= factor;

@@ -22,8 +22,8 @@ from hipdecode.testing.cases import one_thread
 _FP8_BIAS = {torch.float8_e4m3fn: 7, torch.float8_e4m3fnuz: 8}
 _FP8_NAN = {torch.float8_e4m3fn: (0x7F, 0xFF), torch.float8_e4m3fnuz: (0x80,)}
 
-FAINT = 2.0**-14
-"""Weights below this share of a row's largest one may be lost where weights are fp8."""
+FAINT = (2.0**-14, 2.0**-36)
+"""Weights below this share of a row's largest one may be lost where they are fp8, fp16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Attention:
         lse: [rows, nhead] float64, natural logarithm; -inf where a row sees nothing.
         l1: [rows, nhead, head_dim_v], sum over keys of p * |v|.
         l2: [rows, nhead, head_dim_v], sqrt of the sum over keys of (p * v)**2.
-        faint: [rows, nhead, head_dim_v], sum over keys of min(p, FAINT * largest p) * |v|.
+        faint: [rows, nhead, head_dim_v, 2], sums over keys of min(p, FAINT * largest p) * |v|.
         logit_bound: [rows, nhead], largest |q| * |k| * scale over the visible keys.
         written: [rows] bool, rows that the call must write.
     """
@@ -58,19 +58,15 @@ class Attention:
             lse=torch.full(flat, -math.inf, dtype=f64),
             l1=torch.zeros(wide, dtype=f64),
             l2=torch.zeros(wide, dtype=f64),
-            faint=torch.zeros(wide, dtype=f64),
+            faint=torch.zeros((*wide, len(FAINT)), dtype=f64),
             logit_bound=torch.zeros(flat, dtype=f64),
             written=torch.zeros(rows, dtype=torch.bool),
         )
 
     def put(self, rows: slice, other: Attention) -> None:
         """Writes `other` into `rows` and marks them written."""
-        self.o[rows] = other.o
-        self.lse[rows] = other.lse
-        self.l1[rows] = other.l1
-        self.l2[rows] = other.l2
-        self.faint[rows] = other.faint
-        self.logit_bound[rows] = other.logit_bound
+        for name in ("o", "lse", "l1", "l2", "faint", "logit_bound"):
+            getattr(self, name)[rows] = getattr(other, name)
         self.written[rows] = True
 
 
@@ -162,8 +158,9 @@ def attend(q: Tensor, k: Tensor, visible: Tensor, *, scale: float, head_dim_v: i
     result.lse[:] = (top + total.log()).squeeze(-1)
     result.l1[:] = (flat @ v.abs()).reshape(shape)
     result.l2[:] = (flat.square() @ v.square()).sqrt().reshape(shape)
-    faint = torch.minimum(flat, flat.amax(1, keepdim=True) * FAINT)
-    result.faint[:] = (faint @ v.abs()).reshape(shape)
+    for i, share in enumerate(FAINT):
+        lost = torch.minimum(flat, flat.amax(1, keepdim=True) * share)
+        result.faint[..., i] = (lost @ v.abs()).reshape(shape)
     key_norm = k.norm(dim=1)[None, :].masked_fill(~visible, 0.0).amax(1)
     result.logit_bound[:] = q.norm(dim=-1) * key_norm[:, None] * abs(scale)
     result.o[bad_rows] = math.nan
@@ -370,11 +367,10 @@ def mla_reduce(
     """
     nhead, head_dim_v = partial_output.shape[-2:]
     result = Attention.blank(rows, nhead, head_dim_v)
-    bounds = reduce_indptr.tolist()
     bases = reduce_partial_map.tolist()
     data = partial_output.reshape(-1, nhead, head_dim_v).double()
     logs = partial_lse.reshape(-1, nhead).double()
-    for tile, (begin, end) in enumerate(itertools.pairwise(bounds)):
+    for tile, (begin, end) in enumerate(itertools.pairwise(reduce_indptr.tolist())):
         if end - begin < 2:
             continue
         mine = bases[begin:end]

@@ -15,7 +15,9 @@ PIP := $(PY) -m pip install --disable-pip-version-check -qq
 # Names the checkout too: an environment shared by two checkouts serves the one installed last.
 STAMP := $(VENV)/.hipdecode-$(shell echo '$(CURDIR)' | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint bench asan tsan aarch64 clean install build
+SIM_TARGETS ?= gfx950 gfx942
+
+.PHONY: demo test test-sim lint bench asan tsan aarch64 clean install build
 .DEFAULT_GOAL := demo
 
 demo: install  ## a small MLA model decodes on hipdecode, checked against eager PyTorch
@@ -23,6 +25,13 @@ demo: install  ## a small MLA model decodes on hipdecode, checked against eager 
 
 test: build  ## the suite without slow and GPU tests
 	$(PY) -m pytest op_tests -m "not slow and not gpu" $(PYTEST_ARGS)
+
+test-sim: install  ## the kernel suite through the code objects of gfx950 and gfx942, simulated: minutes
+	for arch in $(SIM_TARGETS); do \
+	  $(PY) -m hipdecode.cli build --target $$arch --all && \
+	  HIPDECODE_SIM_COMPUTE_UNITS=4 $(PY) -m pytest op_tests/test_tiny.py op_tests/kernels op_tests/torch op_tests/sim \
+	    --target sim:$$arch -m "not slow and not gpu" $(PYTEST_ARGS) || exit 1; \
+	done
 
 build: install  ## every registered kernel, in parallel, so that tests do not wait for compilers
 	$(PY) -m hipdecode.cli build --target $(TARGET) --all

@@ -66,7 +66,6 @@ Instruction decode_one(LLVMDisasmContextRef with, std::span<const uint8_t> code,
   for (char& letter : result.text)
     if (letter == '\t') letter = ' ';
   const std::string_view mnemonic = std::string_view(result.text).substr(0, result.text.find(' '));
-  result.wide_encoding = mnemonic.ends_with("_e64") || mnemonic.ends_with("_e64_dpp");
   result.opcode = find_opcode(base_name(mnemonic));
   uint32_t words[kMaxEncodingBytes / 4] = {};
   std::memcpy(words, code.data(), std::min(result.bytes, kMaxEncodingBytes));

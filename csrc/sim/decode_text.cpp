@@ -190,10 +190,10 @@ bool valued(Modifiers& m, std::string_view key, std::string_view value) {
   if (key == "neg_lo") return bit_list(value, m.neg_lo);
   if (key == "neg_hi") return bit_list(value, m.neg_hi);
   if (key == "neg") return bit_list(value, m.blgp);
-  constexpr std::string_view kEncoded[] = {
-      "quad_perm", "row_shl",    "row_shr",  "row_ror",  "row_bcast",    "wave_shl",
-      "wave_shr",  "wave_rol",   "wave_ror", "row_mask", "row_newbcast", "bank_mask",
-      "dst_sel",   "dst_unused", "src0_sel", "src1_sel", "bound_ctrl"};
+  constexpr std::string_view kEncoded[] = {"quad_perm", "row_shl",    "row_shr",      "row_ror",
+                                           "row_bcast", "wave_shl",   "wave_shr",     "wave_rol",
+                                           "wave_ror",  "row_mask",   "row_newbcast", "bank_mask",
+                                           "dst_sel",   "dst_unused", "src0_sel",     "src1_sel"};
   for (const std::string_view name : kEncoded)
     if (key == name) return true;
   if (key == "offset" && value.starts_with("swizzle(")) return true;
@@ -210,6 +210,8 @@ bool valued(Modifiers& m, std::string_view key, std::string_view value) {
   if (key == "mul") return set(m.output_scale, n == 2 ? 1 : 2);
   if (key == "div") return set(m.output_scale, 3);
   if (key == "cbsz") return set(m.cbsz, n);
+  if (key == "bound_ctrl") return set(m.bound_ctrl, n);
+  if (key == "fi") return set(m.fetch_inactive, n);
   if (key == "abid") return set(m.abid, n);
   if (key == "blgp") return set(m.blgp, n);
   return key == "bitop3" && set(m.bitop3, n);

@@ -84,7 +84,6 @@ struct Instruction {
   int32_t index = 0;           // its own, in Program::instructions
   int32_t branch_target = -1;  // index into Program::instructions
   int32_t immediate = 0;       // simm16 of SOPP and SOPK
-  bool wide_encoding = false;  // _e64
   uint64_t address = 0;        // in the code object
   uint32_t bytes = 0;          // length of the encoding
   std::string text;            // as disassembled

@@ -222,10 +222,11 @@ LaunchCounts run(const Launch& launch, const Options& options) {
     }
   };
   const int64_t threads = std::clamp<int64_t>(options.threads, 1, launch.groups());
-  std::vector<std::thread> others;
-  for (int64_t i = 1; i < threads; ++i) others.emplace_back(work);
-  work();
-  for (std::thread& thread : others) thread.join();
+  {
+    std::vector<std::jthread> others;
+    for (int64_t i = 1; i < threads; ++i) others.emplace_back(work);
+    work();
+  }
   fault.rethrow();
   return total;
 }

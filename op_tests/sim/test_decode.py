@@ -188,6 +188,24 @@ def test_swaps_write_both_registers(asm: Callable) -> None:
     assert (result["v2"] == _LANES).all()
 
 
+@pytest.mark.parametrize(
+    ("modifiers", "outside"),
+    [("", 2), (" bound_ctrl:1", 0), (" fi:1", 1)],
+)
+def test_permlane_swaps_treat_disabled_partners_as_their_modifiers_say(
+    modifiers: str, outside: int, asm: Callable
+) -> None:
+    code = f"""
+      s_mov_b32 exec_hi, 0
+      s_nop 4
+      v_permlane32_swap_b32_e64 v1, v2{modifiers}
+      s_nop 4
+      s_mov_b64 exec, -1"""
+    result = asm(code, v={1: 1, 2: 2}, out=["v1", "v2"])
+    assert (result["v1"] == 1).all()  # its upper half is disabled, its lower half stays
+    assert (result["v2"] == np.where(_LANES < 32, outside, 2)).all()
+
+
 def test_accumulation_registers_are_registers_of_their_own(asm: Callable) -> None:
     code = "v_accvgpr_write_b32 a3, v1\ns_nop 1\nv_accvgpr_read_b32 v4, a3"
     result = asm(code, v={1: _LANES, 3: 77}, out=["v4", "v3", "a3"])

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from hipdecode import ops
+from hipdecode import ops, settings
 from hipdecode import target as targets
 from hipdecode.testing.calls import Checker
 from hipdecode.testing.cases import Case
@@ -22,16 +22,15 @@ SMALL = Case(q_lens=(2, 1), kv_lens=(90, 40), nhead=8, head_dim_qk=96, head_dim_
 
 
 @pytest.fixture(params=["gfx950", "gfx942"])
-def arch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def arch(request: pytest.FixtureRequest) -> Iterator[str]:
     """Puts a simulated GPU of a few compute units behind CPU tensors for one test."""
     name = f"sim:{request.param}"
     if not targets.resolve(name).runs_here():
         pytest.skip(f"{name}: needs a machine with clang-22, lld-22 and llvm-22-dev")
     before = ops.target_of("cpu").name
-    monkeypatch.setenv("HIPDECODE_SIM_COMPUTE_UNITS", "3")
-    ops.use_target(name)
-    yield request.param
-    monkeypatch.undo()
+    with settings.override(sim_compute_units=3):
+        ops.use_target(name)
+        yield request.param
     ops.use_target(before)
 
 
@@ -52,16 +51,14 @@ def test_code_objects_decode_deepseek_shapes_in_fp8(arch: str, call: str) -> Non
 
 
 @pytest.mark.parametrize("call", ["hk-2", "persistent"])
-def test_code_objects_give_the_same_bits_under_every_schedule(
-    arch: str, call: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_objects_give_the_same_bits_under_every_schedule(arch: str, call: str) -> None:
     fp8 = FP8[arch]
     case = dataclasses.replace(SMALL, nhead=64, kv_lens=(150, 70), q_dtype=fp8, kv_dtype=fp8)
     results = []
     for seed in range(3):
-        monkeypatch.setenv("HIPDECODE_SIM_SEED", str(seed))
-        ops.use_target(f"sim:{arch}")
-        results.append(Checker(f"sim:{arch}", torch.device("cpu"))(case, call))
+        with settings.override(sim_compute_units=3, sim_seed=seed):
+            ops.use_target(f"sim:{arch}")
+            results.append(Checker(f"sim:{arch}", torch.device("cpu"))(case, call))
     for out, lse in results[1:]:
         assert torch.equal(out, results[0][0])
         assert torch.equal(lse, results[0][1])

@@ -23,8 +23,8 @@ SIM_TARGETS ?= gfx950 gfx942
 demo: install  ## a small MLA model decodes on hipdecode, checked against eager PyTorch
 	$(PY) -m hipdecode.cli demo
 
-test: build  ## the suite without slow and GPU tests
-	$(PY) -m pytest op_tests -m "not slow and not gpu" $(PYTEST_ARGS)
+test: build  ## the suite without slow, GPU and long simulator tests
+	$(PY) -m pytest op_tests -m "not slow and not gpu and not sim" $(PYTEST_ARGS)
 
 test-sim: install  ## the kernel suite through the code objects of gfx950 and gfx942, simulated: minutes
 	for arch in $(SIM_TARGETS); do \

@@ -54,7 +54,7 @@ void Memory::read_maps() {
     unsigned long long begin = 0, end = 0;
     char readable = 0, writable = 0;
     if (std::sscanf(line.c_str(), "%llx-%llx %c%c", &begin, &end, &readable, &writable) == 4 &&
-        readable == 'r') {
+        readable == 'r' && writable == 'w') {
       ranges_.push_back({begin, end});
     }
   }
@@ -80,7 +80,7 @@ void Memory::find(uint64_t address, uint64_t bytes, std::string_view verb) {
   }
   std::ostringstream text;
   text << "bounds: " << verb << " " << bytes << " bytes at " << hex(address) << ", which "
-       << (mapped_ ? "is not mapped" : "no tensor of the call owns");
+       << (mapped_ ? "is not mapped for reading and writing" : "no tensor of the call owns");
   uint64_t best = ~uint64_t{0};
   const Range* nearest = nullptr;
   for (const Range& range : ranges_) {

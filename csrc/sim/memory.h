@@ -13,8 +13,9 @@
 namespace hipdecode::sim {
 
 /// Global memory: the process's own. A kernel may touch the allowed extents or, where there are
-/// none, whatever is mapped; anything else is a Fault, so that a wild address never ends the
-/// process. One object per host thread: the extent that was hit last is kept.
+/// none, whatever is mapped for reading and writing; anything else is a Fault, so that a wild
+/// address never ends the process. One object per host thread: the extent that was hit last is
+/// kept.
 class Memory {
  public:
   /// @param allowed  copied; empty: the mapped ranges of /proc/self/maps

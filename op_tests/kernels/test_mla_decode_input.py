@@ -85,6 +85,7 @@ BAD: dict[str, tuple[str, Change]] = {
     ),
     "sm_scale-string": ("sm_scale", lambda i: {"sm_scale": "1"}),
     "sm_scale-nan": ("sm_scale", lambda i: {"sm_scale": float("nan")}),
+    "sm_scale-negative": ("sm_scale", lambda i: {"sm_scale": -0.1}),
     "sm_scale-tensor": ("sm_scale", lambda i: {"sm_scale": torch.tensor(0.1)}),
     "q_scale-fp64": ("q_scale", lambda i: {"q_scale": torch.ones(1, dtype=torch.float64)}),
     "q_scale-two": ("q_scale", lambda i: {"q_scale": torch.ones(2)}),

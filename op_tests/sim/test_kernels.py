@@ -7,7 +7,10 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from hipdecode import target as targets
 from hipdecode.testing.calls import Checker
 from hipdecode.testing.cases import Case
 
+REPO = Path(__file__).parents[2]
 FP8 = {"gfx950": "fp8_e4m3fn", "gfx942": "fp8_e4m3fnuz"}
 SMALL = Case(q_lens=(2, 1), kv_lens=(90, 40), nhead=8, head_dim_qk=96, head_dim_v=64, page_size=16)
 
@@ -62,3 +66,13 @@ def test_code_objects_give_the_same_bits_under_every_schedule(arch: str, call: s
     for out, lse in results[1:]:
         assert torch.equal(out, results[0][0])
         assert torch.equal(lse, results[0][1])
+
+
+@pytest.mark.parametrize("shapes", ["1x512", pytest.param("2x2048,4x8192", marks=pytest.mark.sim)])
+def test_code_objects_keep_the_cosine_bounds_of_the_published_kernel(
+    arch: str, shapes: str
+) -> None:
+    script = REPO / "op_tests/op_benchmarks/hip/compare_hk_mla_h32_reference.py"
+    subprocess.run(
+        [sys.executable, script, "--target", f"sim:{arch}", "--shapes", shapes], check=True
+    )

@@ -71,8 +71,9 @@ def check_choices(
     Raises:
         BadArgument: a choice means nothing.
     """
-    if sm_scale is not None and not (isinstance(sm_scale, int | float) and math.isfinite(sm_scale)):
-        raise BadArgument(f"sm_scale: expected a finite number or None, got {sm_scale!r}")
+    number = isinstance(sm_scale, int | float)
+    if sm_scale is not None and not (number and math.isfinite(sm_scale) and sm_scale >= 0):
+        raise BadArgument(f"sm_scale: expected a number of 0 or more or None, got {sm_scale!r}")
     if num_splits is not None:
         check_int("num_splits", num_splits, 1, _MAX_SPLITS)
     if workspace is not None and not isinstance(workspace, Workspace):

@@ -68,9 +68,9 @@ def mla_decode(
         max_seqlen_q: query rows of one request at most, 1..16.
         kv_last_page_lens: [batch] int32, tokens in each last page; None for full pages. Ignored
             where page_size is 1.
-        sm_scale: softmax scale; default 1 / sqrt(head_dim_qk).
+        sm_scale: softmax scale, 0 or more; default 1 / sqrt(head_dim_qk).
         causal: row i of n sees all keys but the last n - 1 - i. False: all rows see all keys.
-        q_scale: fp32, one element on the device; dequantises an fp8 q, else ignored.
+        q_scale: fp32, one element above 0 on the device; dequantises an fp8 q, else ignored.
         kv_scale: likewise for an fp8 cache; enters the scores and the output.
         out: [rows, nhead, head_dim_v] bf16 or fp16, written in place, strides honoured.
         return_lse: also return the log-sum-exp of the scores.

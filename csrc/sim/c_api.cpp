@@ -8,9 +8,9 @@
 #include <mutex>
 #include <new>
 
-#include "json.h"
-#include "opcodes.h"
-#include "scheduler.h"
+#include "isa/opcodes.h"
+#include "run/json.h"
+#include "run/scheduler.h"
 
 namespace hipdecode::sim {
 namespace {

@@ -26,6 +26,7 @@ _COMPILE_FLAGS = (
     "-DHIPDECODE_SIM_BUILD",
     "-fno-trapping-math", "-pthread", "-Wall", "-Wextra",
 )  # fmt: skip
+_FOLDERS = ("sim", "sim/load", "sim/state", "sim/isa", "sim/check", "sim/run")
 _LINK_FLAGS = ("-shared", "-pthread", "-lLLVM-22")
 # 64 lanes are a loop: how wide it runs is the host's to say.
 _MARCH = {
@@ -45,7 +46,7 @@ def ensure_simulator() -> Path:
         BuildError: the compiler failed, or HIPDECODE_NO_BUILD forbids to build.
     """
     flags = (*_COMPILE_FLAGS, *_MARCH[target.resolve("cpu").name])
-    plan = library("the simulator", ("sim",), flags, _LINK_FLAGS)
+    plan = library("the simulator", _FOLDERS, flags, _LINK_FLAGS)
     compiler = toolchain.find()
     llvm = _llvm("--version")
     key = keys.digest(

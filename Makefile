@@ -29,9 +29,10 @@ test: build  ## the suite without slow, GPU and long simulator tests
 test-sim: install  ## the kernel suite through the code objects of gfx950 and gfx942, simulated: minutes
 	for arch in $(SIM_TARGETS); do \
 	  $(PY) -m hipdecode.cli build --target $$arch --all && \
-	  HIPDECODE_SIM_COMPUTE_UNITS=4 $(PY) -m pytest op_tests/test_tiny.py op_tests/kernels op_tests/torch op_tests/sim \
+	  HIPDECODE_SIM_COMPUTE_UNITS=4 $(PY) -m pytest op_tests/test_tiny.py op_tests/kernels op_tests/torch \
 	    --target sim:$$arch -m "not slow and not gpu" $(PYTEST_ARGS) || exit 1; \
 	done
+	$(PY) -m pytest op_tests/sim -m sim
 
 build: install  ## every registered kernel, in parallel, so that tests do not wait for compilers
 	$(PY) -m hipdecode.cli build --target $(TARGET) --all

@@ -50,10 +50,8 @@ struct Matrix16 {
 
   /// Weights of four tokens of a group as words: one dword in fp8, two in 16 bits.
   static constexpr int kGroupDwords = kFp8 ? 1 : 2;
-  // A row's largest weight lies between 2^kWeightShift and 2^(kWeightShift + kSlack). In fp8, which
-  // ends at 448 (fn) and 240 (fnuz), it is a power of two: the weight that counts most is exact.
-  static constexpr float kWeightShift = !kFp8 ? 0 : kType == abi::DType::fp8_e4m3fn ? 8 : 7;
-  static constexpr float kSlack = kFp8 ? 0 : 8;
+  // Powers of two up to this one are weights: fp8 ends at 448 (fn) and 240 (fnuz).
+  static constexpr float kLargestPower = !kFp8 ? 8 : kType == abi::DType::fp8_e4m3fn ? 8 : 7;
   struct GroupWords {
     uint32_t at[kGroupDwords];
   };

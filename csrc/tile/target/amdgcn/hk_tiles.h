@@ -18,7 +18,7 @@ namespace hipdecode::tile::amdgcn {
 /// row l % 16 from its queries to its output, because both products are computed transposed:
 /// scores^T = keys x queries^T leaves a lane four tokens of each group of 16, and those weights are
 /// the operand of output^T = values^T x weights^T as they are: the order of the depth is free.
-template <class Shape>
+template <class Shape, Schedule kSchedule>
 class HkTiles {
  public:
   using P = HkPlan<Shape>;
@@ -27,6 +27,10 @@ class HkTiles {
   using KvElement = typename Storage<Shape::kKvDType>::Type;
   static constexpr int kRows = Shape::kRows, kTokens = P::kTokens, kWaves = P::kWaves;
   static constexpr int kGroups = P::kGroups;
+  // A row's largest weight lies between 2^kWeightShift and 2^(kWeightShift + kSlack). In hk's fp8
+  // it is one power of two: the weight that counts most is exact, at the price of more rescaling.
+  static constexpr float kSlack = !M::kFp8 ? 8 : kSchedule == Schedule::hk ? 0 : 4;
+  static constexpr float kWeightShift = M::kLargestPower - kSlack;
 
   struct Shared {
     alignas(1024) unsigned char bytes[HkMerge<Shape>::kSharedBytes];
@@ -110,8 +114,8 @@ class HkTiles {
     for (int i = 1; i < 4 * kGroups; ++i) best = __builtin_fmaxf(best, scores_[i / 4][i % 4]);
     // Weights are relative to a level that follows a row's maximum only when that has outgrown it:
     // the output is rescaled rarely, and other rows make no difference to a row's bits.
-    const float level = best * scale - M::kWeightShift;
-    if (any_lane(level > level_ + M::kSlack)) rescale(level);
+    const float level = best * scale - kWeightShift;
+    if (any_lane(level > level_ + kSlack)) rescale(level);
     const F32x2 scales = {scale, scale}, levels = {level_, level_};
     F32x2 sum = {};
 #pragma unroll
@@ -328,7 +332,7 @@ class HkTiles {
 
   TILE_FN void rescale(float level) {
     level = across_rows(level, [](float a, float b) { return __builtin_fmaxf(a, b); });
-    const float next = level > level_ + M::kSlack ? level : level_;
+    const float next = level > level_ + kSlack ? level : level_;
     const float factor = __builtin_amdgcn_exp2f(level_ - next);
     level_ = next;
     sum_ *= factor;

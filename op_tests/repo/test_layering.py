@@ -44,7 +44,7 @@ LAYERS = [
     {"ops"},
     {"plan"},
     {"arguments", "workspace"},
-    {"decode", "reduce"},
+    {"decode", "reduce", "sparse_cache"},
     {"__init__"},
     {"tuning"},
     {"testing", "demo", "cli"},

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .ops import load_binding
     from .plan import MlaPlan, mla_metadata_info, plan_mla_decode
     from .reduce import mla_reduce
+    from .sparse_cache import new_sparse_cache, quantize_v4, quantize_v32
     from .workspace import Workspace, workspace_bytes
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ _HOMES = {
     "ops": ("load_binding",),
     "plan": ("MlaPlan", "mla_metadata_info", "plan_mla_decode"),
     "reduce": ("mla_reduce",),
+    "sparse_cache": ("new_sparse_cache", "quantize_v32", "quantize_v4"),
     "workspace": ("Workspace", "workspace_bytes"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -59,7 +61,10 @@ __all__ = [
     "mla_decode",
     "mla_metadata_info",
     "mla_reduce",
+    "new_sparse_cache",
     "plan_mla_decode",
+    "quantize_v4",
+    "quantize_v32",
     "warmup",
     "workspace_bytes",
 ]

@@ -17,7 +17,7 @@ STAMP := $(VENV)/.hipdecode-$(shell echo '$(CURDIR)' | cksum | cut -d' ' -f1)
 
 SIM_TARGETS ?= gfx950 gfx942
 
-.PHONY: demo test test-sim lint bench asan tsan aarch64 clean install build
+.PHONY: demo test test-sim lint bench asan tsan aarch64 sanitize-gpu clean install build
 .DEFAULT_GOAL := demo
 
 demo: install  ## a small MLA model decodes on hipdecode, checked against eager PyTorch
@@ -54,6 +54,9 @@ tsan: install  ## thread sanitizer
 
 aarch64: install  ## the kernels of cpu-generic, cross-compiled and emulated
 	$(PY) op_tests/sanitize/run.py --aarch64
+
+sanitize-gpu: install  ## memcheck, initcheck and racecheck of the sm_90 kernels, on a Hopper GPU
+	$(PY) op_tests/sanitize/gpu.py
 
 install: $(STAMP)-run
 

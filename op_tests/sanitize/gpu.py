@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""Runs a smoke set of the sm_90 kernels under compute-sanitizer: memcheck, initcheck, racecheck.
+
+Needs a Hopper GPU and NVIDIA's compute-sanitizer (it comes with CUDA). The set has every route and
+every kind of tile, page tails and requests without tokens; results are compared with the oracle in
+passing. Kernels are built before the tools start: `run.py` does the same for the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
+
+import hipdecode
+from hipdecode.testing.calls import Checker
+from hipdecode.testing.cases import Case
+
+TARGET = "sm_90"
+TOOLS = {
+    "memcheck": ("--padding", "64"),  # so that a step over an allocation's end is seen
+    "initcheck": (),
+    "racecheck": ("--racecheck-report", "analysis"),
+}
+FAILED = 9
+
+
+def smoke_set(quick: bool) -> Iterator[tuple[Case, str]]:
+    """Cases and calls: rows of 16, 32 and 64 in a tile, dtypes, pages, holes, padded requests."""
+    lengths = {"q_lens": (1, 2, 0, 1), "kv_lens": (70, 0, 9, 331)}
+    for kv_dtype in ("fp8_e4m3fn", "bf16"):
+        for nhead in (8, 32, 64):
+            case = Case(**lengths, nhead=nhead, kv_dtype=kv_dtype, page_size=16, tail="minus_one")
+            for call in ("hk-1", "hk-3", "persistent"):
+                yield case, call
+    if not quick:
+        for case in (
+            Case(**lengths, nhead=128, q_dtype="fp8_e4m3fn", kv_dtype="fp8_e4m3fn", holes=3),
+            Case(**lengths, nhead=16, q_dtype="fp16", kv_dtype="fp16", page_size=64),
+        ):
+            for call in ("hk-3", "persistent"):
+                yield case, call
+
+
+def smoke(quick: bool) -> None:
+    """Decodes the set and compares every result with the oracle."""
+    hipdecode.ops.load_binding()
+    check = Checker(TARGET, torch.device("cuda"))
+    for case, call in smoke_set(quick):
+        check(case, call)
+        torch.cuda.synchronize()
+
+
+def run(tool: str, quick: bool) -> bool:
+    """One tool over the set; returns whether it found nothing."""
+    options = ("--error-exitcode", str(FAILED), "--print-limit", "20", *TOOLS[tool])
+    script = [sys.executable, str(Path(__file__).resolve()), "--smoke"]
+    command = ["compute-sanitizer", "--tool", tool, *options, *script, *["--quick"] * quick]
+    # torch's allocator would hide who owns what in blocks of its own
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "HIPDECODE_NO_BUILD": "1"}
+    print(tool, flush=True)
+    return subprocess.run(command, check=False, env=environment).returncode == 0
+
+
+def main() -> int:
+    """Runs what the command line asks for; returns the number of tools that found something."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tool", action="append", choices=TOOLS, help="default: all of them")
+    parser.add_argument("--quick", action="store_true", help="leave out the rarer dtypes")
+    parser.add_argument("--smoke", action="store_true", help="only the set, under no tool")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print(f"sanitize: expected a GPU, got none; run it on a machine with one ({TARGET})")
+        return 1
+    smoke(arguments.quick)
+    if arguments.smoke:
+        return 0
+    return sum(not run(tool, arguments.quick) for tool in arguments.tool or TOOLS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

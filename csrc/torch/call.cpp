@@ -55,15 +55,13 @@ runtime::Place begin_call(const Tensor& q) {
 }
 
 const void* const_address_of(const Tensor& t) {
-  const void* address = t.const_data_ptr();
-  note_extent(t, address);
-  return address;
+  note_extent(t, t.data());
+  return t.data();
 }
 
 void* address_of(const Tensor& t) {
-  void* address = t.mutable_data_ptr();
-  note_extent(t, address);
-  return address;
+  note_extent(t, t.data());
+  return t.data();
 }
 
 std::span<const runtime::Extent> call_extents() { return extents(); }

@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
 #include <span>
 
 #include "../runtime/kernel_table.h"
+#include "tensor.h"
 
 namespace hipdecode::torch_ops {
-
-using torch::stable::Tensor;
 
 /// Starts a call of an operator: where it runs, with torch's current stream there.
 /// @param q the tensor that decides

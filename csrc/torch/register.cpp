@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "../runtime/driver.h"
+#include "boxing.h"
 #include "ops.h"
 
 STABLE_TORCH_LIBRARY(hipdecode, m) {
@@ -38,20 +39,22 @@ STABLE_TORCH_LIBRARY(hipdecode, m) {
       "int num_kv_splits) -> ()");
 }
 
+using namespace hipdecode::torch_ops;
+
 // The functions are the same for every device: they launch where the tensors are.
 STABLE_TORCH_LIBRARY_IMPL(hipdecode, CPU, m) {
-  m.impl("mla_decode_hk", TORCH_BOX(&hipdecode::torch_ops::mla_decode_hk));
-  m.impl("mla_decode_persistent", TORCH_BOX(&hipdecode::torch_ops::mla_decode_persistent));
-  m.impl("mla_reduce", TORCH_BOX(&hipdecode::torch_ops::mla_reduce));
-  m.impl("mla_plan", TORCH_BOX(&hipdecode::torch_ops::mla_plan));
+  m.impl("mla_decode_hk", boxed<mla_decode_hk>);
+  m.impl("mla_decode_persistent", boxed<mla_decode_persistent>);
+  m.impl("mla_reduce", boxed<mla_reduce>);
+  m.impl("mla_plan", boxed<mla_plan>);
 }
 
 // PyTorch for ROCm calls its devices cuda, too.
 STABLE_TORCH_LIBRARY_IMPL(hipdecode, CUDA, m) {
-  m.impl("mla_decode_hk", TORCH_BOX(&hipdecode::torch_ops::mla_decode_hk));
-  m.impl("mla_decode_persistent", TORCH_BOX(&hipdecode::torch_ops::mla_decode_persistent));
-  m.impl("mla_reduce", TORCH_BOX(&hipdecode::torch_ops::mla_reduce));
-  m.impl("mla_plan", TORCH_BOX(&hipdecode::torch_ops::mla_plan));
+  m.impl("mla_decode_hk", boxed<mla_decode_hk>);
+  m.impl("mla_decode_persistent", boxed<mla_decode_persistent>);
+  m.impl("mla_reduce", boxed<mla_reduce>);
+  m.impl("mla_plan", boxed<mla_plan>);
 }
 
 namespace {

@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include <optional>
 #include <string>
 
 #include "../abi/dtype.h"
@@ -13,9 +9,6 @@
 
 namespace hipdecode::torch_ops {
 
-using torch::headeronly::ScalarType;
-using OptionalTensor = std::optional<Tensor>;
-
 inline std::string shape_text(const Tensor& t) {
   std::string text = "[";
   for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
@@ -23,8 +16,7 @@ inline std::string shape_text(const Tensor& t) {
 }
 
 inline void check_same_device(const char* name, const Tensor& t, const Tensor& q) {
-  HIPDECODE_CHECK(t.device() == q.device(), name,
-                  ": expected the device of q, got another; move it");
+  HIPDECODE_CHECK(t.same_device(q), name, ": expected the device of q, got another; move it");
 }
 
 inline void check_dim(const char* name, const Tensor& t, int64_t dim) {

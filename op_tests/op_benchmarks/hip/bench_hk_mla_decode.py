@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -29,6 +30,7 @@ from hipdecode.errors import BadArgument
 from hipdecode.testing import timing
 from hipdecode.testing.bench_case import DecodeCase
 from hipdecode.testing.bench_report import IntList, Oracle, console, write_csv
+from hipdecode.testing.device_clock import clock_of
 from hipdecode.testing.peers import Hipdecode, route_of
 
 KERNELS = (Hipdecode("persistent", "persistent"), Hipdecode("hk", "hk"))
@@ -70,6 +72,7 @@ class Setup:
         warmup: most untimed turns.
         iters: most rounds.
         machine: facts of this machine.
+        clock: what a time is.
     """
 
     target: target.Target
@@ -80,6 +83,7 @@ class Setup:
     warmup: int
     iters: int
     machine: timing.Machine
+    clock: timing.Clock
 
 
 def grid(batches: Sequence[int], pages: Sequence[int], contexts: Sequence[int]) -> list[Shape]:
@@ -132,11 +136,12 @@ def time_shape(shape: Shape, setup: Setup, budget_s: float) -> dict[str, object]
         q_dtype=setup.q_dtype,
         kv_dtype=setup.kv_dtype,
         page_size=shape.page_size,
+        device=setup.target.device_type,
     )
-    thunks = {kernel.name: [kernel.prepare(case)] for kernel in KERNELS}
+    thunks = {kernel.name: kernel.prepare(case) for kernel in KERNELS}
     oracle = Oracle(case)
     errors = []
-    for name, (thunk,) in thunks.items():
+    for name, thunk in thunks.items():
         checked = oracle.check(thunk(), setup.target.name)
         if not checked.within:
             raise click.ClickException(
@@ -144,7 +149,13 @@ def time_shape(shape: Shape, setup: Setup, budget_s: float) -> dict[str, object]
                 f"tolerance, got an error of {checked.max_err:.2e}; do not use these times"
             )
         errors.append(checked.max_err)
-    times = timing.measure(thunks, rounds=setup.iters, warmup=setup.warmup, budget_s=budget_s)
+    times = timing.measure(
+        {name: [setup.clock.ready(thunk)] for name, thunk in thunks.items()},
+        rounds=setup.iters,
+        warmup=setup.warmup,
+        budget_s=budget_s,
+        clock=setup.clock,
+    )
     persistent, hk = times["persistent"], times["hk"]
     return {
         "batch": shape.batch,
@@ -158,7 +169,7 @@ def time_shape(shape: Shape, setup: Setup, budget_s: float) -> dict[str, object]
         "max_err": f"{max(errors):.2e}",
         "rounds": len(hk.ms),
         "clock": hk.clock,
-        "threads": hk.threads,
+        "threads": torch.get_num_threads(),
         "nhead": setup.nhead,
         "q_len": setup.q_len,
         "q_dtype": setup.q_dtype,
@@ -258,7 +269,8 @@ def main(
         kv_dtype=where.dtype(kv_dtype or q_dtype),
         warmup=warmup,
         iters=iters,
-        machine=timing.Machine.here(),
+        machine=timing.Machine.here(where.device_type),
+        clock=clock_of(where),
     )
     if trace is None:
         shapes = grid(batch_sizes, page_sizes, ctx_lens)

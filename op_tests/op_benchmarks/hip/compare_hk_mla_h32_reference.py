@@ -47,10 +47,12 @@ def compare_shape(
         q_len=Q_LEN,
         q_dtype=where.dtype(q_dtype),
         kv_dtype=where.dtype(kv_dtype or q_dtype),
+        device=where.device_type,
     )
     hk = Hipdecode("hk", "hk").prepare(case)()
     persistent = Hipdecode("persistent", "persistent").prepare(case)()
-    want = reference.mla_decode(**case.inputs).o
+    with case.device:
+        want = reference.mla_decode(**case.inputs).o
     to_persistent, to_reference = cosine_distance(hk, persistent), cosine_distance(hk, want)
     # NaN must fail: `not (distance <= bound)`.
     passed = to_persistent <= PERSISTENT_BOUND and to_reference <= REFERENCE_BOUND
@@ -83,7 +85,8 @@ def main(
     max_kv_tokens: int,
 ) -> None:
     """Compares hk with persistent and with the reference."""
-    where, machine = target.resolve(target_name), timing.Machine.here()
+    where = target.resolve(target_name)
+    machine = timing.Machine.here(where.device_type)
     fits = [shape for shape in shapes if shape[0] * shape[1] <= max_kv_tokens]
     table = Table(caption=f"bounds: {PERSISTENT_BOUND} and {REFERENCE_BOUND}")
     for title in ("batch", "ctx", "total_kv", "hk/persistent", "hk/reference", "passed"):

@@ -18,8 +18,9 @@ from hipdecode.testing import timing
 from hipdecode.testing.bench_case import DecodeCase, Peer
 from hipdecode.testing.bench_report import IntList, ShapeList, console, write_csv
 from hipdecode.testing.bench_run import Plan, Roof, time_case
-from hipdecode.testing.peers import Hipdecode, engine_peers, load_peer
-from hipdecode.testing.torch_peers import torch_peers
+from hipdecode.testing.device_clock import clock_of
+from hipdecode.testing.gpu_peers import gpu_peers
+from hipdecode.testing.peers import Hipdecode, cpu_peers, load_peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Draw:
     page_size: int
     batch: int
     context: int
+    device: str
 
     def case(self) -> DecodeCase:
         """Draws it."""
@@ -43,6 +45,7 @@ class Draw:
             q_dtype=self.q_dtype,
             kv_dtype=self.kv_dtype,
             page_size=self.page_size,
+            device=self.device,
         )
 
 
@@ -151,21 +154,24 @@ def command(
     if ctx.invoked_subcommand is not None:
         return
     where = target.resolve(target_name)
+    dtypes = [(where.dtype(q_dtype), where.dtype(kv)) for kv in kv_dtype.split(",")]
     grid = [
-        Draw(where.dtype(q_dtype), where.dtype(kv), heads, tokens, page_size, *shape)
-        for kv, heads, tokens, shape in itertools.product(kv_dtype.split(","), nhead, q_len, shapes)
+        Draw(*pair, heads, tokens, page_size, *shape, where.device_type)
+        for pair, heads, tokens, shape in itertools.product(dtypes, nhead, q_len, shapes)
     ]
     with settings.override(target=where.name), timing.intra_op_threads(threads):
+        clock = clock_of(where)
         plan = Plan(
             ours=_ours(routes),
-            peers=_peers(peers, plugins),
+            peers=_peers(peers, plugins, where),
             target=where,
             rounds=iters,
             warmup=warmup,
             budget_s=budget_s,
             cold=cold,
-            machine=timing.Machine.here(),
-            roof=Roof.find(peak_gflops),
+            clock=clock,
+            machine=timing.Machine.here(where.device_type),
+            roof=Roof.find(peak_gflops, clock, where.device_type),
         )
         results = run_grid(grid, plan)
     report(results, plan, csv_path)
@@ -181,11 +187,10 @@ def _ours(routes: str) -> tuple[Hipdecode, ...]:
     )
 
 
-def _peers(wanted: bool, plugins: Sequence[str]) -> tuple[Peer, ...]:
+def _peers(wanted: bool, plugins: Sequence[str], where: target.Target) -> tuple[Peer, ...]:
     found: list[Peer] = []
     if wanted:
-        engines, absent = engine_peers()
-        found += [*torch_peers(), *engines]
+        found, absent = gpu_peers() if where.device_type == "cuda" else cpu_peers()
         for name, why in absent.items():
             click.echo(f"absent: {name} ({why}); --peer names a build of your own", err=True)
     return (*found, *(load_peer(spec) for spec in plugins))

@@ -37,6 +37,7 @@ class DecodeCase:
         page_size: int = 1,
         head_dims: tuple[int, int] = (576, 512),
         seed: int = 0,
+        device: str = "cpu",
     ) -> DecodeCase:
         """Draws q, kv ~ N(0, 1), fp8 by a plain cast, pages in random order, causal.
 
@@ -49,6 +50,7 @@ class DecodeCase:
             page_size: tokens of a page.
             head_dims: (head_dim_qk, head_dim_v).
             seed: of the generator.
+            device: where the tensors are drawn and stay; the numbers differ from one to another.
 
         Raises:
             UnsupportedShape: no kernel of the package takes it.
@@ -72,7 +74,13 @@ class DecodeCase:
             poison=False,
             seed=seed,
         )
-        return DecodeCase(spec, make_inputs(spec))
+        with torch.device(device):
+            return DecodeCase(spec, make_inputs(spec))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors live."""
+        return self.inputs["q"].device
 
     @property
     def batch(self) -> int:
@@ -115,7 +123,8 @@ class DecodeCase:
         """[kv_len] int64: rows of the flattened cache that hold the request's tokens, in order."""
         first, last = self.inputs["kv_indptr"][request : request + 2].tolist()
         pages = self.inputs["kv_indices"][first:last].long()
-        rows = pages[:, None] * self.spec.page_size + torch.arange(self.spec.page_size)
+        within = torch.arange(self.spec.page_size, device=self.device)
+        rows = pages[:, None] * self.spec.page_size + within
         return rows.flatten()[: self.spec.kv_lens[request]]
 
     def pick(self, requests: Sequence[int]) -> MlaInputs:
@@ -123,10 +132,11 @@ class DecodeCase:
         inputs = self.inputs.copy()
         indptr = self.inputs["kv_indptr"].tolist()
         pages = [self.inputs["kv_indices"][indptr[b] : indptr[b + 1]] for b in requests]
-        counts = torch.tensor([0, *(page.numel() for page in pages)])
+        counts = torch.tensor([0, *(page.numel() for page in pages)], device=self.device)
+        starts = torch.arange(len(requests) + 1, dtype=torch.int32, device=self.device)
         last = self.inputs["kv_last_page_lens"]
         inputs["q"] = self.inputs["q"][self.rows_of(requests)]
-        inputs["qo_indptr"] = torch.arange(len(requests) + 1, dtype=torch.int32) * self.q_len
+        inputs["qo_indptr"] = starts * self.q_len
         inputs["kv_indptr"] = counts.cumsum(0).to(torch.int32)
         inputs["kv_indices"] = torch.cat(pages)
         inputs["kv_last_page_lens"] = None if last is None else last[list(requests)]
@@ -134,14 +144,14 @@ class DecodeCase:
 
     def rows_of(self, requests: Sequence[int]) -> Tensor:
         """The output rows of a few of the requests, int64."""
-        first = torch.tensor(requests)[:, None] * self.q_len
-        return (first + torch.arange(self.q_len)).flatten()
+        first = torch.tensor(requests, device=self.device)[:, None] * self.q_len
+        return (first + torch.arange(self.q_len, device=self.device)).flatten()
 
     def new_output(self) -> Tensor:
-        """An uninitialised [batch * q_len, nhead, head_dim_v] in the output dtype."""
+        """A [batch * q_len, nhead, head_dim_v] in the output dtype, NaN until it is written."""
         rows = self.batch * self.q_len
         shape = (rows, self.spec.nhead, self.spec.head_dim_v)
-        return torch.empty(shape, dtype=self.spec.out_dtype)
+        return torch.full(shape, torch.nan, dtype=self.spec.out_dtype, device=self.device)
 
 
 class Peer(Protocol):

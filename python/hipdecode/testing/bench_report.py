@@ -82,11 +82,12 @@ class Oracle:
         requests = sorted({0, case.batch - 1})
         self._rows = case.rows_of(requests)
         self._q_dtype = case.inputs["q"].dtype
-        self._want = reference.mla_decode(**case.pick(requests))
+        with case.device:
+            self._want = reference.mla_decode(**case.pick(requests))
 
     def check(self, out: Tensor, target: str) -> Checked:
         """Compares an output of the whole case, [batch * q_len, nhead, head_dim_v]."""
-        got = out[self._rows].cpu()
+        got = out[self._rows]
         difference = (got.double() - self._want.o).abs()
         allowed = compare.allowed_output(self._want, got.dtype, target, self._q_dtype)
         # NaN must fail: `not (difference <= allowed)`, never `difference > allowed`.

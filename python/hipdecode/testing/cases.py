@@ -152,12 +152,12 @@ def one_thread() -> Iterator[None]:
 
 @one_thread()
 def make_inputs(case: Case) -> MlaInputs:
-    """Builds the tensors of a case; equal cases give equal tensors.
+    """Builds the tensors of a case on torch's default device; equal cases give equal tensors.
 
     Returns:
         The keyword arguments of one call.
     """
-    gen = torch.Generator().manual_seed(case.seed)
+    gen = torch.Generator(torch.get_default_device()).manual_seed(case.seed)
     pages = [-(-n // case.page_size) for n in case.kv_lens]
     kv_indptr = _prefix(pages)
     kv_indices, num_pages = _page_table(case, pages, gen)

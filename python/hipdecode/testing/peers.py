@@ -18,10 +18,13 @@ import hipdecode
 from hipdecode import dispatch, target
 from hipdecode.errors import BadArgument
 from hipdecode.testing.bench_case import DecodeCase, Peer
+from hipdecode.testing.torch_peers import torch_peers
 
 
-def route_of(case: DecodeCase, where: target.Target, forced: str | None) -> dispatch.Route:
-    """What the tables say about a case."""
+def route_of(
+    case: DecodeCase, where: target.Target, forced: str | None, num_splits: int | None = None
+) -> dispatch.Route:
+    """What the tables say about a case, or what is forced on it."""
     spec = case.spec
     return dispatch.route_mla_decode(
         dispatch.DecodeShape(
@@ -37,6 +40,7 @@ def route_of(case: DecodeCase, where: target.Target, forced: str | None) -> disp
             head_dim_qk=spec.head_dim_qk,
             head_dim_v=spec.head_dim_v,
             route=forced,
+            num_splits=num_splits,
         )
     )
 
@@ -49,10 +53,12 @@ class Hipdecode:
         name: see Peer.
         route: the kernel to force, None for what the tables choose. Where that is `persistent` its
             plan is made beforehand, as a serving engine makes it once per step for all layers.
+        num_splits: the split count to force on hk, None for what the package chooses.
     """
 
     name: str = "hipdecode"
     route: str | None = None
+    num_splits: int | None = None
 
     def supports(self, case: DecodeCase) -> str | None:
         """Every case here is drawn from what the package supports."""
@@ -62,8 +68,9 @@ class Hipdecode:
     def prepare(self, case: DecodeCase) -> Callable[[], Tensor]:
         """See Peer."""
         inputs, out = case.inputs, case.new_output()
+        workspace = hipdecode.Workspace(case.device)
         plan = None
-        if route_of(case, target.current(), self.route).route == "persistent":
+        if route_of(case, target.current(), self.route, self.num_splits).route == "persistent":
             plan = hipdecode.plan_mla_decode(
                 inputs["qo_indptr"],
                 inputs["kv_indptr"],
@@ -75,7 +82,15 @@ class Hipdecode:
         kv_len = case.tokens // case.batch
 
         def run() -> Tensor:
-            hipdecode.mla_decode(**inputs, out=out, plan=plan, route=self.route, kv_len=kv_len)
+            hipdecode.mla_decode(
+                **inputs,
+                out=out,
+                plan=plan,
+                route=self.route,
+                num_splits=self.num_splits,
+                kv_len=kv_len,
+                workspace=workspace,
+            )
             return out
 
         return run
@@ -184,9 +199,9 @@ def _row_lens(case: DecodeCase) -> Tensor:
     return ends.flatten()
 
 
-def engine_peers() -> tuple[list[Peer], dict[str, str]]:
-    """The CPU kernels of serving engines: those importable here, and why the others are absent."""
-    found: list[Peer] = []
+def cpu_peers() -> tuple[list[Peer], dict[str, str]]:
+    """Plain torch and the engines' CPU kernels importable here, and why the others are absent."""
+    found = torch_peers()
     absent: dict[str, str] = {}
     try:
         importlib.import_module("vllm._C")

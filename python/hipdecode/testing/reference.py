@@ -104,13 +104,13 @@ def fp8_table(dtype: torch.dtype) -> Tensor:
             values.append(sign * mantissa * 2.0 ** (1 - bias - 3))
         else:
             values.append(sign * (8 + mantissa) * 2.0 ** (exponent - bias - 3))
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def dequantise(x: Tensor) -> Tensor:
     """float64 values of a bf16, fp16, fp32 or fp8 tensor; no scale is applied."""
     if x.dtype in _FP8_BIAS:
-        return fp8_table(x.dtype)[x.view(torch.uint8).long()]
+        return fp8_table(x.dtype).to(x.device)[x.view(torch.uint8).long()]
     return x.to(torch.float64)
 
 

@@ -2,9 +2,8 @@
 """The one timing function of the project, and the facts of the machine that go beside its numbers.
 
 Contenders run in interleaved rounds (A B C, B C A, ...), so that a neighbour on the same machine or
-a drifting clock reaches all of them alike; what is compared is the median of per-round ratios. Each
-call yields two times: the calling thread's CPU time, blind to preemption and right for one thread,
-and wall time, right for more.
+a drifting clock reaches all of them alike; what is compared is the median of per-round ratios. A
+`Clock` says what a time is: of the host here, of a GPU in `device_clock`.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -28,29 +28,64 @@ _ISA_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "a
 _LLC_BYTES_WHEN_UNKNOWN = 32 << 20
 
 
+class Clock(Protocol):
+    """What a time is, and how a piece of work is brought into the form that is timed."""
+
+    @property
+    def name(self) -> str:
+        """Its name in result files."""
+        ...
+
+    def ready(self, thunk: Thunk) -> Thunk:
+        """Brings work into the form that `start` times; the slow part, once per contender."""
+        ...
+
+    def start(self, thunk: Thunk) -> Callable[[], float]:
+        """Starts work that is ready; what it returns waits for its end and gives milliseconds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HostClock:
+    """Times a call as it runs: CPU time of the calling thread, or wall time.
+
+    CPU time is blind to preemption and right for one thread; wall time is right for more.
+
+    Attributes:
+        name: `cpu` or `wall`.
+    """
+
+    name: str
+
+    @staticmethod
+    def here() -> HostClock:
+        """The clock that is right for torch's intra-op threads now."""
+        return HostClock("cpu" if torch.get_num_threads() == 1 else "wall")
+
+    def ready(self, thunk: Thunk) -> Thunk:
+        """See Clock; a call is timed as it is."""
+        return thunk
+
+    def start(self, thunk: Thunk) -> Callable[[], float]:
+        """See Clock; runs to its end at once."""
+        now = time.thread_time_ns if self.name == "cpu" else time.perf_counter_ns
+        begin = now()
+        thunk()
+        took = (now() - begin) * 1e-6
+        return lambda: took
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Times of one contender, one value per round, in milliseconds.
 
     Attributes:
-        cpu_ms: CPU time of the calling thread.
-        wall_ms: wall time.
-        threads: torch's intra-op threads during the run; it decides which of the two counts.
+        ms: the times.
+        clock: name of the clock that they were taken on.
     """
 
-    cpu_ms: tuple[float, ...]
-    wall_ms: tuple[float, ...]
-    threads: int
-
-    @property
-    def clock(self) -> str:
-        """`cpu` with one thread, else `wall`."""
-        return "cpu" if self.threads == 1 else "wall"
-
-    @property
-    def ms(self) -> tuple[float, ...]:
-        """The times of the clock that counts."""
-        return self.cpu_ms if self.threads == 1 else self.wall_ms
+    ms: tuple[float, ...]
+    clock: str
 
     @property
     def p50(self) -> float:
@@ -83,55 +118,59 @@ def measure(
     budget_s: float | None = None,
     min_rounds: int = 3,
     on_round: Callable[[], object] | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, Timing]:
     """Times contenders against each other in interleaved rounds.
 
     Args:
-        contenders: name to the thunks of one piece of work. Several thunks are copies of it on
-            buffers of their own: round r runs copy r modulo their number, which keeps caches cold.
+        contenders: name to the thunks of one piece of work, ready for the clock. Several thunks are
+            copies of it on buffers of their own: round r runs copy r modulo their number, which
+            keeps caches cold.
         rounds: rounds wanted; every contender runs once in each.
         warmup: untimed rounds before.
         budget_s: when given, warm-up and rounds are cut to about this many seconds, warm-up to a
             fifth of it but at least two turns, rounds never below min_rounds.
         min_rounds: see budget_s.
-        on_round: called after each timed round (progress).
+        on_round: called after each timed round was started (progress).
+        clock: default HostClock.here().
 
     Returns:
         Name to its times, in the order given.
     """
-    names = list(contenders)
+    names, clock = list(contenders), clock or HostClock.here()
     if budget_s is None:
-        _turns(contenders, warmup)
+        _turns(contenders, warmup, clock)
     else:
         # The first turn builds, loads and touches memory: it tells nothing of the speed.
-        _turns(contenders, 1)
-        round_s = _turns(contenders, 1)
+        _turns(contenders, 1, clock)
+        round_s = _turns(contenders, 1, clock)
         fit = budget_s / max(round_s, 1e-9)
-        _turns(contenders, min(warmup, int(0.2 * fit)))
+        _turns(contenders, min(warmup, int(0.2 * fit)), clock)
         rounds = max(min(rounds, int(0.8 * fit)), min(rounds, min_rounds))
-    cpu: dict[str, list[float]] = {name: [] for name in names}
-    wall: dict[str, list[float]] = {name: [] for name in names}
+    readings: dict[str, list[Callable[[], float]]] = {name: [] for name in names}
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             thunk = contenders[name][turn % len(contenders[name])]
-            wall_from, cpu_from = time.perf_counter_ns(), time.thread_time_ns()
-            thunk()
-            cpu_to, wall_to = time.thread_time_ns(), time.perf_counter_ns()
-            cpu[name].append((cpu_to - cpu_from) * 1e-6)
-            wall[name].append((wall_to - wall_from) * 1e-6)
+            readings[name].append(clock.start(thunk))
         if on_round is not None:
             on_round()
-    threads = torch.get_num_threads()
-    return {name: Timing(tuple(cpu[name]), tuple(wall[name]), threads) for name in names}
+    return {
+        name: Timing(tuple(reading() for reading in taken), clock.name)
+        for name, taken in readings.items()
+    }
 
 
-def _turns(contenders: Mapping[str, Sequence[Thunk]], count: int) -> float:
+def _turns(contenders: Mapping[str, Sequence[Thunk]], count: int, clock: Clock) -> float:
     """Runs every contender `count` times, untimed; returns the seconds it took."""
     started = time.perf_counter()
-    for turn in range(count):
-        for thunks in contenders.values():
-            thunks[turn % len(thunks)]()
+    readings = [
+        clock.start(thunks[turn % len(thunks)])
+        for turn in range(count)
+        for thunks in contenders.values()
+    ]
+    for reading in readings:
+        reading()
     return time.perf_counter() - started
 
 
@@ -159,6 +198,7 @@ class Machine:
         commit: short commit id of the checkout, `+` appended when the tree differs from it, or
             `none` outside a checkout.
         date: UTC, ISO 8601, to the minute.
+        gpu: model of the GPU that is timed and its driver; empty where the CPU is.
     """
 
     cpu: str
@@ -168,10 +208,11 @@ class Machine:
     torch: str
     commit: str
     date: str
+    gpu: str = ""
 
     @staticmethod
-    def here() -> Machine:
-        """The facts of this machine and checkout, now."""
+    def here(device_type: str = "cpu") -> Machine:
+        """The facts of this machine and checkout, now, for numbers of torch's `device_type`."""
         model, flags = _cpu_model_and_flags()
         return Machine(
             cpu=model,
@@ -181,12 +222,13 @@ class Machine:
             torch=torch.__version__,
             commit=_commit(),
             date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ"),
+            gpu=_gpu() if device_type == "cuda" else "",
         )
 
     def columns(self) -> dict[str, str]:
         """The CSV columns that every result file of the project ends with."""
         return {
-            "machine": f"{self.cpu}, {self.cores} CPUs, {self.isa}",
+            "machine": self.gpu or f"{self.cpu}, {self.cores} CPUs, {self.isa}",
             "torch": self.torch,
             "commit": self.commit,
             "date": self.date,
@@ -198,18 +240,28 @@ def copies_for_cold(nbytes: int, llc_bytes: int, most: int = 8) -> int:
     return max(1, min(most, 2 * llc_bytes // max(nbytes, 1) + 1))
 
 
-def gemm_gflops(dtype: torch.dtype = torch.float32, size: int = 768, repeats: int = 8) -> float:
-    """GFLOP/s of `torch.mm` with the current threads: a lower bound of the machine's roof.
+def gemm_gflops(
+    dtype: torch.dtype = torch.float32,
+    size: int = 768,
+    repeats: int = 8,
+    clock: Clock | None = None,
+    device: str = "cpu",
+) -> float:
+    """GFLOP/s of `torch.mm`: a lower bound of the machine's roof.
 
     Args:
         dtype: of both operands.
-        size: the matrices are size x size; the default fits the L2 cache of no core, the L3 of all.
-        repeats: the fastest of so many counts.
+        size: the matrices are size x size; 768 fits the L2 cache of no core, the L3 of all.
+        repeats: the fastest of so many counts on a CPU, their median on a GPU, whose clock drops.
+        clock: see measure.
+        device: where the matrices live.
     """
-    a = torch.randn(size, size).to(dtype)
+    a = torch.randn(size, size, device=device).to(dtype)
     out = torch.empty_like(a)
-    timing = measure({"mm": [lambda: torch.mm(a, a, out=out)]}, rounds=repeats, warmup=2)["mm"]
-    return 2e-6 * size**3 / timing.best
+    clock = clock or HostClock.here()
+    multiply = clock.ready(lambda: torch.mm(a, a, out=out))
+    timing = measure({"mm": [multiply]}, rounds=repeats, warmup=2, clock=clock)["mm"]
+    return 2e-6 * size**3 / (timing.best if device == "cpu" else timing.p50)
 
 
 def _cpu_model_and_flags() -> tuple[str, frozenset[str]]:
@@ -223,6 +275,11 @@ def _cpu_model_and_flags() -> tuple[str, frozenset[str]]:
     model = facts.get("model name") or platform.processor() or platform.machine()
     family = facts.get("cpu family")
     return (f"{model} (family {family} model {facts['model']})" if family else model), flags
+
+
+def _gpu() -> str:
+    facts = torch.cuda.get_device_properties(0)
+    return f"{facts.name}, {facts.multi_processor_count} SMs, CUDA {torch.version.cuda}"
 
 
 def _llc_bytes() -> int:

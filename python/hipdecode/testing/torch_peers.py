@@ -28,8 +28,8 @@ def causal_tail(case: DecodeCase) -> Tensor | None:
     """
     if case.q_len == 1:
         return None
-    row = torch.arange(case.q_len).repeat_interleave(case.spec.nhead)
-    return torch.arange(1, case.q_len)[None, :] > row[:, None]
+    row = torch.arange(case.q_len, device=case.device).repeat_interleave(case.spec.nhead)
+    return torch.arange(1, case.q_len, device=case.device)[None, :] > row[:, None]
 
 
 def _gather(case: DecodeCase, slots: Tensor, dtype: torch.dtype, by_bits: bool = False) -> Tensor:

@@ -20,16 +20,17 @@ from hipdecode.cli.tune import context_lengths, noise_pct
 from hipdecode.errors import TableError
 from hipdecode.tables import Rect, Table, TableKey, parse_table, read_table
 from hipdecode.tuning import (
+    HK,
+    PERSISTENT,
+    Choice,
     Measurement,
     Point,
-    choose,
-    format_table,
+    Trial,
     grid,
     read_results,
-    rows_from_grid,
-    spans,
     sweep,
 )
+from hipdecode.tuning_rows import choose, format_table, rows_from_grid, spans
 
 KEY = TableKey("bf16", "bf16", 16, 1, 64)
 OTHER_KEY = replace(KEY, nhead=128)
@@ -37,8 +38,18 @@ quick = settings(max_examples=100, deadline=None)
 
 
 def measured(point: Point, ratio: float, noise_pct: float = 3.0) -> Measurement:
+    """hk took `ratio` of persistent's time."""
     us = 10.0 * point.batch + 0.01 * point.kv_len
-    return Measurement(point, us * ratio, us, ratio, noise_pct, 1e-3, 2e-3, 9)
+    return timed(point, {HK: us * ratio, PERSISTENT: us}, noise_pct)
+
+
+def timed(point: Point, us: dict[Choice, float], noise_pct: float = 3.0) -> Measurement:
+    least = min(us.values())
+    trials = {
+        choice: Trial(t, t, t / least, noise_pct, 1e-3 if choice.route == "hk" else 2e-3)
+        for choice, t in us.items()
+    }
+    return Measurement(point, trials, 9)
 
 
 def table_of(taken: list[Measurement]) -> Table:
@@ -124,6 +135,7 @@ def test_row_says_when_no_gain_exceeds_the_noise() -> None:
         ([0.5, 1.01, 2.0], "hk hk persistent"),
         ([1.01, 1.01, 0.5], "hk hk hk"),
         ([0.99, 2.0, 0.99], "persistent persistent persistent"),
+        ([2.0, 1.01, 0.5], "persistent persistent hk"),
         ([0.99, 0.98, 1.02], "persistent persistent persistent"),
         ([1.0], "persistent"),
         ([0.975, 0.972, 0.971], "hk hk hk"),
@@ -132,7 +144,37 @@ def test_row_says_when_no_gain_exceeds_the_noise() -> None:
 )
 def test_choose_lets_undecided_points_follow(ratios: list[float], routes: str) -> None:
     column = [measured(Point(KEY, 1, 2**i), ratio) for i, ratio in enumerate(ratios)]
-    assert choose(column) == routes.split()
+    assert [choice.route for choice in choose(column)] == routes.split()
+
+
+def splits(**us: float) -> Measurement:
+    """hk1=3.0: hk took 3 us with 1 split; `plan` is persistent's time."""
+    choices = {
+        PERSISTENT if name == "plan" else Choice("hk", int(name[2:])): t for name, t in us.items()
+    }
+    return timed(Point(KEY, 1, 64), choices)
+
+
+def test_choose_takes_the_split_count_that_serves_the_longest_stretch() -> None:
+    column = [
+        splits(hk1=10, plan=20),
+        splits(hk1=10.1, hk2=10, plan=20),
+        splits(hk1=15, hk2=10.1, hk4=10, plan=20),
+        splits(hk1=40, hk2=20, hk4=10, plan=10.1),
+        splits(hk1=80, hk2=40, hk4=20, plan=10),
+    ]
+    assert [str(choice) for choice in choose(column)] == [
+        "hk/1", "hk/1", "hk/4", "hk/4", "persistent",
+    ]  # fmt: skip
+
+
+def test_row_has_the_split_count_and_gains_over_the_other_route() -> None:
+    (row,) = rows_from_grid(
+        [splits(hk1=20, hk4=10, hk8=10.2, plan=12.5)], machine="here", date="2026-11-21"
+    )
+    assert (row.route, row.num_splits, row.us) == ("hk", 4, 10)
+    assert (row.runner_up, row.gain_pct) == ("persistent", pytest.approx(20))
+    assert table_of([splits(hk1=20, hk4=10, plan=12.5)]).find(KEY, 1, 64).num_splits == 4
 
 
 def test_rows_refuse_an_incomplete_grid() -> None:
@@ -172,7 +214,7 @@ def test_sweep_retries_points_that_were_disturbed(tmp_path: Path) -> None:
     taken = sweep(points, counting(crossover, seen), results)
     assert seen == [(points[0], 1)]
     assert [one.rounds for one in taken] == [9, 9]
-    assert [one.rounds for one in read_results(results)] == [0, 9, 9]
+    assert [one.rounds for one in read_results(results)] == [9, 9]
 
 
 def counting(clock: Callable[[Point], float], seen: list[tuple[Point, int]], stop_after: int = 99):
@@ -192,8 +234,10 @@ def test_sweep_resumes_where_it_was_interrupted(tmp_path: Path) -> None:
         sweep(points, counting(crossover, first, stop_after=5), results)
     assert [taken.point for taken in read_results(results)] == list(points[:5])
     with results.open("a") as file:
-        file.write("bf16,bf16,12")  # the machine died while it wrote
+        # The machine died while it wrote: one of two choices of a point, and a part of a line.
+        file.write(line_of(points[5], results) + "\nbf16,bf16,12")
     kept = read_results(results)
+    assert [one.point for one in kept] == list(points[:5])
     second: list[tuple[Point, int]] = []
     done: list[Measurement] = []
     taken = sweep(points, counting(crossover, second), results, done=done.append)
@@ -202,6 +246,13 @@ def test_sweep_resumes_where_it_was_interrupted(tmp_path: Path) -> None:
     assert done == taken
     assert [one.point for one in taken] == list(points)
     assert table_of(taken).find(OTHER_KEY, 8, 512).route == "persistent"
+
+
+def line_of(point: Point, results: Path) -> str:
+    """What the file says about its first point, put as if it were about another."""
+    cells = results.read_text().splitlines()[1].split(",")
+    cells[2], cells[5:7] = str(point.key.nhead), [str(point.batch), str(point.kv_len)]
+    return ",".join(cells)
 
 
 def test_noise_ignores_a_few_disturbed_rounds() -> None:
@@ -216,7 +267,7 @@ def test_tune_command_writes_a_proven_table_and_keeps_other_keys(
 ) -> None:
     budgets = []
 
-    def fake(point: Point, where: object, budget_s: float, spread: float) -> Measurement:
+    def fake(point: Point, where: object, budget_s: float, *_: object) -> Measurement:
         budgets.append(budget_s)
         return measured(point, crossover(point))
 

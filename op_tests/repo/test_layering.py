@@ -46,7 +46,7 @@ LAYERS = [
     {"arguments", "workspace"},
     {"decode", "reduce", "sparse_cache"},
     {"__init__"},
-    {"tuning"},
+    {"tuning", "tuning_rows"},
     {"testing", "demo", "cli"},
 ]
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../abi/dtype.h"
+#include "softmax.h"
 
 namespace hipdecode::tile {
 
@@ -13,6 +14,7 @@ struct RowTarget {
   void* o;  // null: nowhere
   float* lse;
   abi::DType type;
+  float sink = -kInfinity;  // logit of an attention sink beside the keys; not part of the LSE
 };
 
 /// Where a key lies, by an entry of the page table that may still be on its way: what asks for
@@ -33,12 +35,12 @@ struct KeyRef {
 /// What a target must offer a decode kernel. Coordinates are logical: query row r and token n of a
 /// tile; where an element lives is the target's business. A kernel asks for this by name, so that a
 /// missing operation is reported as one.
-template <class Tiles, class Block>
+template <class Tiles, class Block, class Key = KeyRef<typename Tiles::KvElement>>
 concept DecodeTilesOf =
     std::constructible_from<Tiles, typename Tiles::Shared&, Block> &&
     requires(Tiles tiles, typename Tiles::Tokens& tokens, const void* (*source)(int),
-             KeyRef<typename Tiles::KvElement> (*lookup)(int), int (*visible)(int),
-             RowTarget (*target)(int), int n, float scale) {
+             Key (*lookup)(int), int (*visible)(int), RowTarget (*target)(int), int n,
+             float scale) {
       { Tiles::kRows } -> std::convertible_to<int>;    // query rows of a tile at most
       { Tiles::kTokens } -> std::convertible_to<int>;  // tokens of a tile at most
       { Tiles::kWaves } -> std::convertible_to<int>;   // of a block

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
-#include <bit>
 
 #include "decode_params.h"
 #include "ops.h"
@@ -9,14 +8,6 @@ namespace hipdecode::torch_ops {
 namespace {
 
 constexpr int64_t kMaxBlocks = 0x7fffffff;  // of a launch
-
-/// Query rows of the tile that a call asks for, as registry.wanted_rows() in Python: the smallest
-/// that holds them all. What it gets is in KernelInfo::rows, since a target need not have them all.
-int64_t wanted_rows(runtime::DeviceKind device, int64_t packed) {
-  constexpr int64_t kLeast = 16, kMost = 128;
-  if (device == runtime::DeviceKind::cpu) return kMost;
-  return std::clamp<int64_t>(std::bit_ceil(static_cast<uint64_t>(packed)), kLeast, kMost);
-}
 
 /// Finds `module/qk-v-q-kv-rows` and cuts the call into tiles of its rows.
 const runtime::Kernel& decode_kernel(runtime::KernelMemo& memo, const runtime::Place& place,

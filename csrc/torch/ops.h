@@ -30,4 +30,12 @@ void mla_plan(Tensor qo_indptr, Tensor kv_indptr, OptionalTensor kv_last_page_le
               int64_t max_split_per_batch, bool causal, bool intra_batch_mode,
               int64_t num_kv_splits);
 
+void sparse_mla_decode(Tensor q, Tensor cache, Tensor indices, OptionalTensor indptr,
+                       OptionalTensor lengths, OptionalTensor extra_cache,
+                       OptionalTensor extra_indices, OptionalTensor extra_indptr,
+                       OptionalTensor extra_lengths, OptionalTensor attn_sink, Tensor o,
+                       OptionalTensor lse, OptionalTensor partial_output,
+                       OptionalTensor partial_lse, OptionalTensor arrivals, int64_t num_splits,
+                       double sm_scale, bool fnuz, bool extra_fnuz);
+
 }  // namespace hipdecode::torch_ops

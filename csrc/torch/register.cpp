@@ -37,6 +37,12 @@ STABLE_TORCH_LIBRARY(hipdecode, m) {
       "max_seqlen_qo, "
       "int uni_seqlen_qo, int topk, int max_split_per_batch, bool causal, bool intra_batch_mode, "
       "int num_kv_splits) -> ()");
+  m.def(
+      "sparse_mla_decode(Tensor q, Tensor cache, Tensor indices, Tensor? indptr, Tensor? lengths, "
+      "Tensor? extra_cache, Tensor? extra_indices, Tensor? extra_indptr, Tensor? extra_lengths, "
+      "Tensor? attn_sink, Tensor(a!) o, Tensor(b!)? lse, Tensor(c!)? partial_output, Tensor(d!)? "
+      "partial_lse, Tensor(e!)? arrivals, int num_splits, float sm_scale, bool fnuz, bool "
+      "extra_fnuz) -> ()");
 }
 
 using namespace hipdecode::torch_ops;
@@ -47,6 +53,7 @@ STABLE_TORCH_LIBRARY_IMPL(hipdecode, CPU, m) {
   m.impl("mla_decode_persistent", boxed<mla_decode_persistent>);
   m.impl("mla_reduce", boxed<mla_reduce>);
   m.impl("mla_plan", boxed<mla_plan>);
+  m.impl("sparse_mla_decode", boxed<sparse_mla_decode>);
 }
 
 // PyTorch for ROCm calls its devices cuda, too.
@@ -55,6 +62,7 @@ STABLE_TORCH_LIBRARY_IMPL(hipdecode, CUDA, m) {
   m.impl("mla_decode_persistent", boxed<mla_decode_persistent>);
   m.impl("mla_reduce", boxed<mla_reduce>);
   m.impl("mla_plan", boxed<mla_plan>);
+  m.impl("sparse_mla_decode", boxed<sparse_mla_decode>);
 }
 
 namespace {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <string>
 
 #include "../abi/dtype.h"
@@ -70,6 +72,14 @@ inline abi::DType dtype_of(const char* name, const Tensor& t) {
   }
   throw runtime::Error(runtime::join(
       name, ": expected bfloat16, float16, float8_e4m3fn or float8_e4m3fnuz, got another dtype"));
+}
+
+/// Query rows of the tile that a call asks for, as registry.wanted_rows() in Python: the smallest
+/// that holds them all. What it gets is in KernelInfo::rows, since a target need not have them all.
+inline int64_t wanted_rows(runtime::DeviceKind device, int64_t packed) {
+  constexpr int64_t kLeast = 16, kMost = 128;
+  if (device == runtime::DeviceKind::cpu) return kMost;
+  return std::clamp<int64_t>(std::bit_ceil(static_cast<uint64_t>(packed)), kLeast, kMost);
 }
 
 inline const char* dtype_name(abi::DType type) {

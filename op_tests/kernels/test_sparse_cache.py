@@ -140,6 +140,13 @@ def test_quantize_takes_zeros_nan_and_infinity(form: CacheFormat) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f.name)
+def test_quantize_takes_no_tokens(form: CacheFormat) -> None:
+    cache = hipdecode.new_sparse_cache(form, 1, 4)
+    WRITERS[form.name](torch.zeros(0, form.head_dim_qk), cache, torch.zeros(0, dtype=torch.int32))
+    assert (cache == 0).all()
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda f: f.name)
 def test_quantize_reads_nothing_on_the_host(form: CacheFormat) -> None:
     kv = torch.empty(3, form.head_dim_qk, dtype=torch.bfloat16, device="meta")
     cache = torch.empty(2, 4, form.token_bytes, dtype=torch.uint8, device="meta")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .ops import load_binding
     from .plan import MlaPlan, mla_metadata_info, plan_mla_decode
     from .reduce import mla_reduce
+    from .sparse import sparse_mla_decode
     from .sparse_cache import new_sparse_cache, quantize_v4, quantize_v32
     from .workspace import Workspace, workspace_bytes
 
@@ -42,6 +43,7 @@ _HOMES = {
     "ops": ("load_binding",),
     "plan": ("MlaPlan", "mla_metadata_info", "plan_mla_decode"),
     "reduce": ("mla_reduce",),
+    "sparse": ("sparse_mla_decode",),
     "sparse_cache": ("new_sparse_cache", "quantize_v32", "quantize_v4"),
     "workspace": ("Workspace", "workspace_bytes"),
 }
@@ -65,6 +67,7 @@ __all__ = [
     "plan_mla_decode",
     "quantize_v4",
     "quantize_v32",
+    "sparse_mla_decode",
     "warmup",
     "workspace_bytes",
 ]

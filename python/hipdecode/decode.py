@@ -23,7 +23,7 @@ from .dispatch import DecodeShape, log_shape, logger, route_mla_decode
 from .plan import MlaPlan, plan_mla_decode
 from .registry import wanted_rows
 from .tables import ROUTES
-from .workspace import SplitScratch, Workspace, default_workspace
+from .workspace import SplitScratch, Workspace, default_workspace, split_scratch
 
 _LEAST_ROWS = 16
 """Query rows of a tile at least, on any target: bounds the counters that hk needs."""
@@ -312,20 +312,9 @@ def _prepare(device: torch.device, *facts: object) -> tuple[str, int]:
 def _split_scratch(
     step: _Step, num_splits: int, workspace: Workspace | None
 ) -> SplitScratch | tuple[None, None, None]:
-    if num_splits == 1:
-        return None, None, None
     rows, nhead, head_dim_v = step.out.shape
     counters = step.batch * -(-step.max_seqlen_q * nhead // _LEAST_ROWS)
-    if workspace is None and torch.compiler.is_compiling():  # the compiler plans this memory
-        new = step.q.new_empty
-        return SplitScratch(
-            new((rows * num_splits, nhead, head_dim_v), dtype=torch.float32),
-            new((rows * num_splits, nhead), dtype=torch.float32),
-            step.q.new_zeros((counters,), dtype=torch.int32),
-        )
-    if workspace is None:
-        workspace = default_workspace(step.q.device)
-    return workspace.splits(rows, nhead, head_dim_v, num_splits, counters)
+    return split_scratch(step.q, (rows, nhead, head_dim_v), num_splits, counters, workspace)
 
 
 def _own_plan(step: _Step, workspace: Workspace | None) -> MlaPlan:

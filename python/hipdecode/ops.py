@@ -7,6 +7,7 @@ first call. The operators, all of which write into tensors of the caller:
 * `mla_decode_hk`, `mla_decode_persistent`: one decode step, see `hipdecode.mla_decode`
 * `mla_reduce`: merges partial results, see `hipdecode.mla_reduce`
 * `mla_plan`: fills a work list, see `hipdecode.plan_mla_decode`
+* `sparse_mla_decode`: see `hipdecode.sparse_mla_decode`
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from .errors import BuildError, HipdecodeError, NotWarmed
 
 _KINDS = {"cpu": 0, "hip": 1, "cuda": 2, "sim": 3}  # as runtime::DeviceKind
 _MESSAGE_BYTES = 4096
-_OPERATORS = ("mla_decode_hk", "mla_decode_persistent", "mla_reduce", "mla_plan")
+_OPERATORS = (
+    "mla_decode_hk", "mla_decode_persistent", "mla_reduce", "mla_plan", "sparse_mla_decode",
+)  # fmt: skip
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
 _lock = threading.RLock()

@@ -245,7 +245,7 @@ def _quantize(kv: Tensor, form: CacheFormat, dtype: torch.dtype) -> tuple[Tensor
     The scale is the least power of two that brings the group into fp8's range.
     """
     latent = kv[:, : form.latent].float()
-    grouped = latent.view(-1, form.groups, form.group)
+    grouped = latent.view(latent.shape[0], form.groups, form.group)
     amax = grouped.abs().nan_to_num(nan=0.0).amax(2).clamp(min=LEAST_AMAX)
     mantissa, exponent = torch.frexp(amax / FP8_MAX[dtype])  # mantissa in [0.5, 1)
     exponent = exponent - (mantissa == 0.5).to(exponent.dtype)
@@ -255,10 +255,10 @@ def _quantize(kv: Tensor, form: CacheFormat, dtype: torch.dtype) -> tuple[Tensor
 
 def _codes(latent: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """fp8 bytes [tokens, latent] of latent / scale, nearest even; out of range saturates."""
-    tokens, groups = scale.shape
-    scaled = latent.view(tokens, groups, -1) / scale[:, :, None]
     top = FP8_MAX[dtype]
-    return scaled.clamp(-top, top).to(dtype).view(torch.uint8).view(tokens, -1)
+    group = latent.shape[1] // scale.shape[1]
+    scaled = (latent / scale.repeat_interleave(group, dim=1)).clamp(-top, top)
+    return scaled.to(dtype).view(torch.uint8)
 
 
 def _rope_bytes(kv: Tensor, form: CacheFormat) -> Tensor:

@@ -161,6 +161,40 @@ def default_workspace(device: torch.device) -> Workspace:
     return found
 
 
+def split_scratch(
+    q: Tensor,
+    shape: tuple[int, int, int],
+    num_splits: int,
+    counters: int,
+    workspace: Workspace | None,
+) -> SplitScratch | tuple[None, None, None]:
+    """Scratch of a call that cuts its keys into pieces; of the caller's workspace or this thread's.
+
+    Args:
+        q: of the call; where the scratch lies.
+        shape: (rows, nhead, head_dim_v) of the output.
+        num_splits: pieces; nothing is needed for one.
+        counters: arrival counters at least.
+        workspace: the caller's.
+
+    Raises:
+        WorkspaceError: it would exceed max_bytes.
+        NotWarmed: it would have to grow during a graph capture.
+    """
+    if num_splits == 1:
+        return None, None, None
+    rows, nhead, head_dim_v = shape
+    if workspace is None and torch.compiler.is_compiling():  # the compiler plans this memory
+        return SplitScratch(
+            q.new_empty((rows * num_splits, nhead, head_dim_v), dtype=torch.float32),
+            q.new_empty((rows * num_splits, nhead), dtype=torch.float32),
+            q.new_zeros((counters,), dtype=torch.int32),
+        )
+    if workspace is None:
+        workspace = default_workspace(q.device)
+    return workspace.splits(rows, nhead, head_dim_v, num_splits, counters)
+
+
 def workspace_bytes() -> int:
     """Bytes held by all workspaces of this process."""
     return sum(workspace.nbytes for workspace in _all)

@@ -13,6 +13,7 @@ struct MergedRow {
   void* o;
   float* lse;  // null: nowhere
   abi::DType type;
+  float sink = -tile::kInfinity;  // logit of an attention sink: joins the denominator, not the LSE
 };
 
 /// Merges `count` partial results of one (row, head): out = sum exp(l_k - L) * o_k with L = log sum
@@ -33,7 +34,9 @@ TILE_FN void merge_partials(const MergedRow& to, const float* partial_o, const f
     total += weight;
     sum.add(partial_o + at * head_dim_v, weight, head_dim_v);
   }
-  sum.store(to.o, tile::row_scale(total, 1.0f), head_dim_v, to.type);
+  const float scale = tile::row_scale_beside(to.sink, best * tile::kLog2E, total,
+                                             [](float x) { return tile::exp2(x); });
+  sum.store(to.o, scale, head_dim_v, to.type);
   if (to.lse != nullptr && tile::first_lane())
     *to.lse = total == 0 ? -tile::kInfinity : best + tile::log2(total) * tile::kLn2;
 }

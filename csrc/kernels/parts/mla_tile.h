@@ -7,6 +7,7 @@
 #include "../../tile/concepts.h"
 #include "../../tile/schedule.h"
 #include "../../tile/tile.h"
+#include "attend.h"
 #include "bounds.h"
 
 namespace hipdecode::kernels {
@@ -180,26 +181,13 @@ struct MlaTile {
     const Visible seen_of = visible_in(p, rows, keys);
     const int32_t seen = seen_of(count - 1);
     const int32_t end = keys.begin + seen;  // no row looks further
-    // stage 0: queries become resident, the first tile's pages are looked up
+    // stage 0: queries become resident
     tiles.load_queries(QueryRow{p, rows}, count);
     if (seen <= 0) return;
-    Tokens tokens = gather(p, keys, keys.begin, end, tiles);
-    tiles.fetch(tokens);
-    for (int32_t begin = keys.begin; begin < end; begin += Tiles::kTokens) {
-      // stage 1: page lookup of tile i + 1
-      const Tokens next = gather(p, keys, begin + Tiles::kTokens, end, tiles);
-      // stage 2: scores of tile i, tile i + 1 fetched behind them
-      tiles.score(tokens, next);
-      // stage 3: hidden keys leave before the maximum is taken
-      const Visible visible = seen_of.part(begin - keys.begin, tokens.count);
-      const int first_hidden = visible(0);
-      if (first_hidden < tokens.count || tokens.skips()) tiles.mask(tokens, first_hidden, visible);
-      // stage 4: weights, maximum, sum
-      tiles.softmax(tokens, scale);
-      // stage 5: output = output * rescale + weights x values
-      tiles.accumulate(tokens, first_hidden, visible);
-      tokens = next;
-    }
+    attend_keys(
+        tiles, keys.begin, end, scale,
+        [&](int32_t begin) { return gather(p, keys, begin, end, tiles); },
+        [&](int32_t begin, int32_t count) { return seen_of.part(begin - keys.begin, count); });
   }
 
   /// Attends packed rows of any number and writes them with their LSE; a row that saw nothing is

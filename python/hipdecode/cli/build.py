@@ -62,8 +62,10 @@ def command(
     chosen = [targets.resolve(name) for name in target_names or (None,)]
     results: dict[str, list[BuildResult]] = {}
     for target in chosen:
-        if modules or everything:
-            kernels = selection.named_kernels(target, modules or registry.default().modules)
+        if modules:
+            kernels = selection.named_kernels(target, modules)
+        elif everything:
+            kernels = selection.all_kernels(target)
         else:
             kernels = selection.default_kernels(target)
         results[target.artefact] = _build(console, target.artefact, kernels, jobs)

@@ -38,6 +38,8 @@ def kernels_of_shape(
     held = registry.default()
     names = []
     for module in held.modules.values():
+        if not set(module.values) <= facts.keys() | {"rows"}:
+            continue  # no such decode launches it
         chosen = {name: facts[name] for name in module.values if name in facts}
         found = [k for k in module.kernels() if k.by_name | chosen == k.by_name]
         if not found:
@@ -65,7 +67,22 @@ def default_kernels(target: Target) -> list[str]:
     for key in load_table(target.family).rows_by_key:
         pair = (key.q_dtype, key.kv_dtype)
         names += kernels_of_shape(target, head_dims=_TABLE_HEAD_DIMS, dtypes=pair)
-    return _unique(names)
+    return _unique([*names, *sparse_kernels(target)])
+
+
+def sparse_kernels(target: Target) -> list[str]:
+    """The sparse kernels of a target whose main cache has its own kind of fp8; maybe none."""
+    held = registry.default()
+    own = target.dtype("fp8")
+    kernels = held.kernels(held.module("sparse_mla_decode"), target.artefact)
+    return [kernel.name for kernel in kernels if kernel.by_name["kv_dtype"] == own]
+
+
+def all_kernels(target: Target) -> list[str]:
+    """Every kernel of the registry that is built for a target."""
+    held = registry.default()
+    modules = held.modules.values()
+    return [k.name for module in modules for k in held.kernels(module, target.artefact)]
 
 
 def named_kernels(target: Target, words: Iterable[str]) -> list[str]:

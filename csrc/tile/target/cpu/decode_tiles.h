@@ -9,6 +9,7 @@
 #include "row.h"
 #include "words_bf16.h"
 #include "words_fp32.h"
+#include "words_packed.h"
 
 namespace hipdecode::tile {
 
@@ -16,10 +17,25 @@ namespace hipdecode::tile {
 template <int kQk, int kV, abi::DType kQ, abi::DType kKv>
 using Words = std::conditional_t<kQ == abi::DType::fp16 || kKv == abi::DType::fp16,
                                  WordsFp32<kQk, kV, kQ, kKv>, WordsBf16<kQk, kV, kQ, kKv>>;
+template <KeyFormat kFormat, abi::DType kKv, abi::DType kExtra>
+using WordsPacked = WordsPackedBf16<kFormat, kKv, kExtra>;
 #else
 template <int kQk, int kV, abi::DType kQ, abi::DType kKv>
 using Words = WordsFp32<kQk, kV, kQ, kKv>;
+template <KeyFormat kFormat, abi::DType kKv, abi::DType kExtra>
+using WordsPacked = WordsPackedFp32<kFormat, kKv, kExtra>;
 #endif
+
+/// The operands of a kernel's shape: keys of one type, or packed.
+template <class Shape>
+struct WordsOf {
+  using Type = Words<Shape::kHeadDimQk, Shape::kHeadDimV, Shape::kQDType, Shape::kKvDType>;
+};
+template <class Shape>
+  requires requires { Shape::kFormat; }
+struct WordsOf<Shape> {
+  using Type = WordsPacked<Shape::kFormat, Shape::kKvDType, Shape::kExtraDType>;
+};
 
 /// The tiles of a decode kernel on the CPU. Scores are held transposed, [token][query row], so that
 /// softmax needs no horizontal sums and its result is what the value product broadcasts. Row `r`
@@ -28,7 +44,7 @@ using Words = WordsFp32<kQk, kV, kQ, kKv>;
 template <class Shape, Schedule kSchedule>
 struct DecodeTiles {
   static constexpr int kHeadDimQk = Shape::kHeadDimQk, kHeadDimV = Shape::kHeadDimV;
-  using W = Words<kHeadDimQk, kHeadDimV, Shape::kQDType, Shape::kKvDType>;
+  using W = typename WordsOf<Shape>::Type;
   using Word = typename W::Word;
   using KvElement = typename W::KvElement;
 
@@ -42,7 +58,7 @@ struct DecodeTiles {
 
   /// Where the keys of a tile lie; null: no such token, or one to be skipped.
   struct Tokens {
-    const KvElement* row[kTokens];
+    typename W::Key row[kTokens];
     int count;
     bool skipped;
 
@@ -90,8 +106,8 @@ struct DecodeTiles {
     tokens.count = count;
     tokens.skipped = false;
     for (int n = 0; n < kTokens; ++n) {
-      tokens.row[n] = nullptr;
-      if (n < count) tokens.row[n] = lookup(n);
+      tokens.row[n] = n < count ? typename W::Key(lookup(n)) : typename W::Key{};
+      W::look_ahead(tokens.row[n]);
       tokens.skipped |= n < count && tokens.row[n] == nullptr;
     }
     return tokens;
@@ -110,11 +126,12 @@ struct DecodeTiles {
       W::stage_keys(s.keys, tokens.row, n, n + 2 * kGroup);
       const bool both = tokens.count - n > kGroup;
       const char* ahead[2 * kGroup];
-      for (int i = 0; i < 2 * kGroup; ++i)
-        ahead[i] = reinterpret_cast<const char*>(
-            n + i < next.count && next.row[n + i] ? next.row[n + i] : tokens.row[0]);
-      Prefetch prefetch{n < next.count ? ahead : nullptr,
-                        kHeadDimQk * static_cast<int>(sizeof(KvElement))};
+      for (int i = 0; i < 2 * kGroup; ++i) {
+        const bool known = n + i < next.count && next.row[n + i] != nullptr;
+        const KvElement* row = known ? next.row[n + i] : tokens.row[0];
+        ahead[i] = reinterpret_cast<const char*>(row);
+      }
+      Prefetch prefetch{n < next.count ? ahead : nullptr, W::kRowBytes};
       const Word* const* keys = s.keys.row + n;
       float* out = s.scores + static_cast<int64_t>(n) * width;
       if (few_ != 0)
@@ -204,7 +221,11 @@ struct DecodeTiles {
       for (int quad = 0; quad < kHeadDimV / 4; ++quad)
         std::memcpy(ordered + 4 * quad, out + kOutputOffsets.at[quad], 4 * sizeof(float));
       const float sum = s_.running_sum[r];
-      write_row(to.o, ordered, row_scale(sum, value_scale), kHeadDimV, to.type);
+      const float scale = to.sink == -kInfinity
+                              ? row_scale(sum, value_scale)
+                              : value_scale * row_scale_beside(to.sink, s_.running_max[r], sum,
+                                                               [](float x) { return exp2(x); });
+      write_row(to.o, ordered, scale, kHeadDimV, to.type);
       if (to.lse != nullptr) *to.lse = row_lse(s_.running_max[r], sum, log2(sum));
     }
   }

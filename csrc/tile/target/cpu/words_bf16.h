@@ -31,6 +31,8 @@ template <int kHeadDimQk, int kHeadDimV, abi::DType kQDType, abi::DType kKvDType
 struct WordsBf16 {
   using Word = uint32_t;
   using KvElement = typename Storage<kKvDType>::Type;
+  using Key = const KvElement*;
+  static constexpr int kRowBytes = kHeadDimQk * static_cast<int>(sizeof(KvElement));
   static constexpr int kPack = 2;
   static constexpr int kTokens = 96;
   static constexpr int kDepth = kHeadDimQk / 2;
@@ -49,6 +51,8 @@ struct WordsBf16 {
       return staged + n * kKeyPitch;
     }
   };
+
+  static TILE_FN void look_ahead(Key) {}
 
   static TILE_FN Vec multiply_add(Vec acc, Vec lanes, Word scalar) {
     return (Vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)lanes,
@@ -119,7 +123,7 @@ struct WordsBf16 {
   }
 
   /// Makes tokens [begin, end) of a tile ready for scores, and those of fp8 for values too.
-  static TILE_FN void stage_keys(Keys& keys, const KvElement* const* source, int begin, int end) {
+  static TILE_FN void stage_keys(Keys& keys, const Key* source, int begin, int end) {
     if constexpr (kStaged) {
       alignas(kCacheLine) static constexpr KvElement kNothing[kHeadDimQk] = {};
       for (int n = begin; n < end; n += 2) {

@@ -11,6 +11,8 @@ template <int kHeadDimQk, int kHeadDimV, abi::DType kQDType, abi::DType kKvDType
 struct WordsFp32 {
   using Word = float;
   using KvElement = typename Storage<kKvDType>::Type;
+  using Key = const KvElement*;
+  static constexpr int kRowBytes = kHeadDimQk * static_cast<int>(sizeof(KvElement));
   static constexpr int kPack = 1;     // reduction elements per word
   static constexpr int kTokens = 72;  // a tile of keys, sized with Q, O and scores for 1 MiB of L2
   static constexpr int kDepth = kHeadDimQk;
@@ -21,6 +23,9 @@ struct WordsFp32 {
     alignas(kCacheLine) Word staged[kTokens * kValuePitch];
     const Word* row[kTokens];
   };
+
+  /// A key is known from now on, and read with the tile after this one.
+  static TILE_FN void look_ahead(Key) {}
 
   static TILE_FN Vec multiply_add(Vec acc, Vec lanes, Word scalar) { return acc + lanes * scalar; }
 
@@ -34,7 +39,7 @@ struct WordsFp32 {
 
   /// Makes tokens [begin, end) of a tile ready for scores; null stands for a token that does not
   /// exist.
-  static TILE_FN void stage_keys(Keys& keys, const KvElement* const* source, int begin, int end) {
+  static TILE_FN void stage_keys(Keys& keys, const Key* source, int begin, int end) {
     for (int n = begin; n < end; ++n) {
       Word* row = keys.staged + n * kValuePitch;
       keys.row[n] = row;

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+
+#include "../../tile/tile.h"
+
+namespace hipdecode::kernels {
+
+/// Attends the resident queries to keys [begin, end), begin < end: the loop that all decode kernels
+/// share. `gather(i)` looks up the tile of keys that starts at i, `visible_from(i, count)` tells
+/// how many of its keys each row may see. Leaves unnormalised output, maximum and sum in `tiles`.
+template <class Tiles, class Gather, class VisibleFrom>
+TILE_FN void attend_keys(Tiles& tiles, int32_t begin, int32_t end, float scale, Gather gather,
+                         VisibleFrom visible_from) {
+  typename Tiles::Tokens tokens = gather(begin);
+  tiles.fetch(tokens);
+  for (; begin < end; begin += Tiles::kTokens) {
+    // stage 1: lookup of tile i + 1
+    const typename Tiles::Tokens next = gather(begin + Tiles::kTokens);
+    // stage 2: scores of tile i, tile i + 1 fetched behind them
+    tiles.score(tokens, next);
+    // stage 3: hidden keys leave before the maximum is taken
+    const auto visible = visible_from(begin, tokens.count);
+    const int first_hidden = visible(0);
+    if (first_hidden < tokens.count || tokens.skips()) tiles.mask(tokens, first_hidden, visible);
+    // stage 4: weights, maximum, sum
+    tiles.softmax(tokens, scale);
+    // stage 5: output = output * rescale + weights x values
+    tiles.accumulate(tokens, first_hidden, visible);
+    tokens = next;
+  }
+}
+
+}  // namespace hipdecode::kernels

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "../abi/sparse_mla_params.h"
+#include "../tile/concepts.h"
+#include "../tile/key_format.h"
+#include "../tile/schedule.h"
+#include "parts/attend.h"
+#include "parts/bounds.h"
+#include "parts/lse_merge.h"
+#include "parts/split_range.h"
+
+namespace hipdecode::kernels {
+
+/// Compile-time shape of a sparse MLA kernel: keys of one format, of two flavours of fp8 where
+/// there are two caches; the rows of a tile are heads of one query token.
+template <tile::KeyFormat kFormat_, abi::DType kQDType_, abi::DType kKvDType_,
+          abi::DType kExtraDType_, int kRows_>
+struct SparseShape {
+  static constexpr tile::KeyFormat kFormat = kFormat_;
+  using Layout = tile::KeyLayout<kFormat>;
+  static constexpr int kHeadDimQk = Layout::kHeadDimQk, kHeadDimV = Layout::kHeadDimV;
+  static constexpr int kRows = kRows_;
+  static constexpr abi::DType kQDType = kQDType_, kKvDType = kKvDType_, kExtraDType = kExtraDType_;
+};
+
+/// Sparse MLA decode: one block per (query token, tile of its heads, split of its keys), one
+/// launch. A token's keys are those that its list names in the main cache, then those in the extra
+/// cache, counted through. They are cut as those of mla_decode_hk; the last block of a tile to
+/// finish merges the splits, in order, and adds the attention sink.
+template <class Shape>
+struct SparseMlaDecode {
+  using Params = abi::SparseMlaParams;
+  using Layout = typename Shape::Layout;
+  using Tiles = tile::DecodeTiles<Shape, tile::Schedule::hk>;
+  using Shared = typename Tiles::Shared;
+  static constexpr int kWaves = Tiles::kWaves, kRows = Tiles::kRows, kTokens = Tiles::kTokens;
+  static constexpr int32_t kMinSplitKeys = 64;
+  static constexpr int32_t kMostKeys = 1 << 24;  // of a list: counted exactly by fp32 as well
+  static_assert(tile::DecodeTilesOf<Tiles, tile::Block, tile::PackedKey>,
+                "the target lacks an operation of a decode kernel, see concepts.h");
+
+  /// The list of one token in one cache.
+  struct Slots {
+    const int32_t* first;
+    int32_t count;
+  };
+
+  static TILE_FN bool is_slot(const abi::SparseCache& cache, int32_t slot) {
+    return slot >= 0 && slot < cache.num_slots;
+  }
+
+  static TILE_FN Slots slots_of(const abi::SparseCache& cache, int32_t token) {
+    if (cache.blocks == nullptr) return {nullptr, 0};
+    if (cache.indptr != nullptr) {
+      const int64_t begin = clamp(cache.indptr[token], 0, cache.num_indices);
+      const int64_t end = clamp(cache.indptr[token + 1], begin, cache.num_indices);
+      return {cache.indices + begin, clamp32(end - begin, 0, kMostKeys)};
+    }
+    const int32_t* first = cache.indices + int64_t{token} * cache.topk;
+    if (cache.lengths != nullptr)
+      return {first, clamp32(cache.lengths[token / cache.tokens_per_length], 0, cache.topk)};
+    // a row that ends in entries which are no slots is as long as if the caller had said so
+    const float length = tile::max_over(cache.topk, [&](int32_t k) {
+      return is_slot(cache, first[k]) ? static_cast<float>(k + 1) : 0.0f;
+    });
+    return {first, cache.topk == 0 ? 0 : static_cast<int32_t>(length)};
+  }
+
+  /// Key n of a tile: in the main cache, behind its list in the extra one.
+  struct KeyAt {
+    const Params& p;
+    const Slots &main, &extra;
+    int32_t begin;
+
+    TILE_FN tile::PackedKey operator()(int n) const {
+      const int32_t at = begin + n;
+      const bool is_extra = at >= main.count;
+      const abi::SparseCache& cache = is_extra ? p.extra : p.main;
+      const int32_t slot = is_extra ? extra.first[at - main.count] : main.first[at];
+      if (!is_slot(cache, slot)) return {nullptr, nullptr, false};
+      const int32_t block = slot >> cache.block_bits;
+      const int32_t position = slot - (block << cache.block_bits);
+      const uint8_t* bytes = cache.blocks + block * cache.stride_block;
+      return {bytes + int64_t{position} * Layout::kDataBytes,
+              bytes + Layout::scales_at(position, 1 << cache.block_bits), is_extra};
+    }
+  };
+
+  /// Head r of a tile.
+  struct QueryRow {
+    const Params& p;
+    int32_t token, head;
+
+    TILE_FN const void* operator()(int r) const {
+      return static_cast<const uint16_t*>(p.q) + token * p.q_stride_row +
+             (head + r) * p.q_stride_head;
+    }
+  };
+
+  /// Where head r of a tile goes; `split` < 0: to the output.
+  struct Place {
+    const Params& p;
+    int32_t token, head, split;
+
+    TILE_FN tile::RowTarget operator()(int r) const {
+      if (split < 0) {
+        const MergedRow row = row_of(p, token, head + r);
+        return {row.o, row.lse, row.type, row.sink};
+      }
+      const int64_t at = partial_at(p, token, split) + head + r;
+      return {p.partial_o + at * Shape::kHeadDimV, p.partial_lse + at, abi::DType::fp32};
+    }
+  };
+
+  static TILE_FN MergedRow row_of(const Params& p, int32_t token, int32_t head) {
+    auto* o = static_cast<uint16_t*>(p.o) + token * p.o_stride_row + head * p.o_stride_head;
+    float* lse = p.lse == nullptr ? nullptr : p.lse + int64_t{token} * p.nhead + head;
+    return {o, lse, p.o_dtype, p.attn_sink == nullptr ? -tile::kInfinity : p.attn_sink[head]};
+  }
+
+  static TILE_FN int64_t partial_at(const Params& p, int32_t token, int32_t split) {
+    return (int64_t{token} * p.num_splits + split) * p.nhead;
+  }
+
+  /// Attends heads [head, head + rows) to keys [begin, end) of the token.
+  static TILE_FN void attend(const Params& p, const Slots& main, const Slots& extra, int32_t begin,
+                             int32_t end, Tiles& tiles) {
+    if (begin >= end) return;
+    attend_keys(
+        tiles, begin, end, p.sm_scale * tile::kLog2E,
+        [&](int32_t from) {
+          const int32_t count = end - from < kTokens ? end - from : kTokens;
+          return tiles.gather(KeyAt{p, main, extra, from}, count > 0 ? count : 0);
+        },
+        [](int32_t, int32_t count) { return [count](int) { return count; }; });
+  }
+
+  static TILE_FN void run(const Params& p, tile::Block block, Shared& shared) {
+    // stage 0: which token, heads and keys
+    const int32_t split = block.index() % p.num_splits, tile_index = block.index() / p.num_splits;
+    const int32_t token = tile_index / p.row_tiles, head = tile_index % p.row_tiles * kRows;
+    if (token >= p.tokens) return;
+    const int32_t rows = p.nhead - head < kRows ? p.nhead - head : kRows;
+    const Slots main = slots_of(p.main, token), extra = slots_of(p.extra, token);
+    const SplitRange keys =
+        split_range(main.count + extra.count, p.num_splits, split, kMinSplitKeys);
+    if (split >= keys.used) return;
+    // stage 1: attend
+    Tiles tiles(shared, block);
+    tiles.load_queries(QueryRow{p, token, head}, rows);
+    attend(p, main, extra, keys.begin, keys.end, tiles);
+    tiles.store(rows, Place{tile::reread(p), token, head, keys.used == 1 ? -1 : split}, 1.0f);
+    if (keys.used == 1) return;
+    if (tile::arrive(tile::reread(p).arrivals + tile_index, keys.used, block) != keys.used - 1)
+      return;
+    // stage 2: the last arriver merges, a wave for each head
+    for (int32_t r = block.wave(); r < rows; r += block.waves())
+      merge_row(tile::reread(p), token, head + r, keys.used);
+  }
+
+  static TILE_FN void merge_row(const Params& p, int32_t token, int32_t head, int32_t used) {
+    merge_partials<Shape::kHeadDimV>(row_of(p, token, head), p.partial_o, p.partial_lse, used,
+                                     Shape::kHeadDimV,
+                                     [&](int32_t k) { return partial_at(p, token, k) + head; });
+  }
+};
+
+}  // namespace hipdecode::kernels

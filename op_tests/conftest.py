@@ -84,3 +84,11 @@ def device(target: str) -> torch.device:
 def check(target: str, device: torch.device) -> Checker:
     """Runs one case and compares it with the oracle."""
     return Checker(target, device)
+
+
+@pytest.fixture
+def sparse_kernels(target: str) -> None:
+    """Skips on targets that sparse decode has no kernels for."""
+    module = registry.default().module("sparse_mla_decode")
+    if targets.resolve(target).artefact not in module.targets:
+        pytest.skip(f"{target} has no sparse kernels: runs on any CPU machine")

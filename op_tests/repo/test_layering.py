@@ -46,6 +46,7 @@ LAYERS = [
     {"arguments", "workspace"},
     {"sparse_cache"},
     {"decode", "reduce", "sparse"},
+    {"integrations"},
     {"__init__"},
     {"tuning", "tuning_rows"},
     {"testing", "demo", "cli"},

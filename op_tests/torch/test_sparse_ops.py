@@ -14,8 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hipdecode
-from hipdecode import registry, sparse
-from hipdecode import target as targets
+from hipdecode import sparse
 from hipdecode.errors import BadArgument, UnsupportedShape, WorkspaceError
 from hipdecode.sparse_cache import V4, V32
 from hipdecode.testing.sparse_cases import (
@@ -26,15 +25,9 @@ from hipdecode.testing.sparse_cases import (
     to_device,
 )
 
+pytestmark = pytest.mark.usefixtures("sparse_kernels")
+
 CASE = SparseCase("v4", 12, lens=(300, 70), extra_lens=(20, 90), layout="lengths", sink="normal")
-
-
-@pytest.fixture(autouse=True)
-def _kernels(target: str) -> None:
-    """Skips on targets that sparse decode has no kernels for."""
-    module = registry.default().module("sparse_mla_decode")
-    if targets.resolve(target).artefact not in module.targets:
-        pytest.skip(f"{target} has no sparse kernels: runs on any CPU machine")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from .errors import BadArgument
 
 FP8_MAX = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0}
 LEAST_AMAX = 1e-4
-"""Groups whose largest magnitude is below this share its scale, as the published writers do."""
+"""Groups whose largest magnitude is below this take the scale of one that has it."""
 ALIGNMENT = 16
 """Bytes that blocks start at multiples of: vector loads and bulk copies need it."""
 _SLOT_DTYPES = (torch.int32, torch.int64)

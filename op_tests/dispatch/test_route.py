@@ -216,6 +216,17 @@ def test_route_follows_the_caller() -> None:
     assert "caller" in route_of(num_splits=5).reason
 
 
+def test_forced_hk_takes_the_splits_of_its_row(tables: Path) -> None:
+    key = "fp8_e4m3fn,fp8_e4m3fn,32,4,1"
+    rows = [f"{key},1,,0,2049,hk,4,,,,,,,,", f"{key},1,,2049,,persistent,plan,,,,,,,,"]
+    table = tables / "gfx950" / "mla_decode.csv"
+    table.write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    assert route_of(kv_len=2048).num_splits == 4
+    assert route_of(kv_len=2048, route="hk").num_splits == 4
+    assert route_of(kv_len=8192, route="hk").num_splits == 32  # by the rule
+    assert route_of(kv_len=2048, num_splits=2).num_splits == 2
+
+
 @pytest.mark.parametrize(
     ("batch", "rows", "units", "kv_len", "splits"),
     [

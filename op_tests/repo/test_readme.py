@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What README.md tells people to type works: its commands, its Python, its links."""
 
-import csv
 import os
 import re
 import shlex
@@ -11,6 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from hipdecode.testing import bench_table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -127,37 +128,18 @@ def test_readme_names_every_setting() -> None:
     assert set(re.findall(r"HIPDECODE_\w+", settings)) == set(re.findall(r"HIPDECODE_\w+", README))
 
 
-def table_line(rows: list[dict[str, str]]) -> str:
-    """The README's line for one benchmarked case: ours is the first row, peers are the others."""
-    ours, *others = rows
-    peers = [row for row in others if not row["contender"].startswith("hipdecode")]
-    nearest = min(peers, key=lambda row: float(row["ratio"]))
-    cells = [
-        f"{ours['q_dtype']}/{ours['kv_dtype']}",
-        ours["nhead"],
-        ours["q_len"],
-        f"{ours['batch']} x {ours['context']}",
-        ours["route"],
-        f"{float(ours['ms_p50']):.3g}",
-        f"{float(ours['gflops']):.0f}",
-        f"{float(ours['roof_pct']):.0f} %",
-        f"{float(nearest['ratio']):.2f} x {nearest['contender']}",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
 def test_readme_numbers_are_those_of_the_recorded_run() -> None:
-    with RESULTS.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    key = ("q_dtype", "kv_dtype", "nhead", "q_len", "batch", "context")
-    cases: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for row in rows:
-        cases.setdefault(tuple(row[name] for name in key), []).append(row)
-    recorded = [table_line(case) for case in cases.values()]
+    cases = bench_table.read_cases(RESULTS)
+    recorded = bench_table.draw(RESULTS)
     match = NUMBERS.search(README)
     assert match is not None
     shown = [line for line in match.group(1).splitlines() if line.startswith("| ")][1:]
     assert shown
     assert [line for line in shown if line not in recorded] == [], "\n".join(recorded)
     for fact in ("machine", "torch", "commit"):
-        assert rows[0][fact] in match.group(1)
+        assert cases[0][0][fact] in match.group(1)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_marked_tables_are_those_of_their_results(page: Path) -> None:
+    assert bench_table.redrawn(page)[0] == page.read_text()

@@ -145,10 +145,8 @@ def route_mla_decode(shape: DecodeShape) -> Route:
             "kv_indices): persistent follows its plan at any length",
         )
     table = load_table(shape.family)
-    key = table.nearest_key(_key(shape))
-    if key is None:
-        return _by_occupancy(shape, table.label)
-    return _by_row(shape, table, table.find(key, shape.batch, shape.kv_len))
+    row = _nearest_row(shape, table, shape.kv_len)
+    return _by_row(shape, table, row) if row else _by_occupancy(shape, table.label)
 
 
 def clear_route_cache() -> None:
@@ -198,7 +196,21 @@ def _asked(shape: DecodeShape) -> Route:
         why = "batch_invariant" if shape.batch_invariant else "context not known to the host"
         reason = f"route given by the caller; {why}: always {INVARIANT_SPLITS} splits"
         return _answer(shape, route, reason, splits=INVARIANT_SPLITS)
-    return _answer(shape, route, "route given by the caller", splits=_auto(shape, shape.kv_len))
+    row = _nearest_row(shape, load_table(shape.family), shape.kv_len)
+    return _answer(shape, route, "route given by the caller", splits=_hk_splits(shape, row))
+
+
+def _nearest_row(shape: DecodeShape, table: Table, kv_len: int) -> Row | None:
+    key = table.nearest_key(_key(shape))
+    return table.find(key, shape.batch, kv_len) if key else None
+
+
+def _hk_splits(shape: DecodeShape, row: Row | None) -> int:
+    """The number that the row names, else that of the rule."""
+    if row and isinstance(row.num_splits, int):
+        return row.num_splits
+    sizes = {name: getattr(shape, name) for name in ("batch", "nhead", "q_len", "compute_units")}
+    return auto_splits(**sizes, kv_len=shape.kv_len or 0)
 
 
 def _by_row(shape: DecodeShape, table: Table, row: Row) -> Route:
@@ -213,9 +225,7 @@ def _by_row(shape: DecodeShape, table: Table, row: Row) -> Route:
     gain = gain_pct(row.us, row.runner_up_us)
     if gain is not None and gain < NOISE_PCT:
         reason += f"; its gain of {gain:.1f} % is within {NOISE_PCT:.0f} %, taken as noise"
-    splits = row.num_splits if isinstance(row.num_splits, int) else None
-    if row.route == "hk" and splits is None:
-        splits = _auto(shape, shape.kv_len or 0)
+    splits = _hk_splits(shape, row) if row.route == "hk" else None
     evidence = " ".join(word for word in (row.machine, row.date, row.source) if word)
     if evidence and row.key != _key(shape):
         evidence += f", measured for {row.key}"
@@ -234,7 +244,7 @@ def _by_occupancy(shape: DecodeShape, label: str) -> Route:
     )
     if not fills:
         return _answer(shape, "persistent", reason)
-    return _answer(shape, "hk", reason, splits=_auto(shape, shape.kv_len or 0))
+    return _answer(shape, "hk", reason, splits=_hk_splits(shape, None))
 
 
 def _answer(
@@ -267,16 +277,6 @@ def _packing(nhead: int, q_len: int) -> str:
     masked = tiles * TILE_ROWS - rows or "none"
     word = "tile" if tiles == 1 else "tiles"
     return f"rows = nhead {nhead} x q_len {q_len} = {rows} -> {tiles} {word} of 16, {masked} masked"
-
-
-def _auto(shape: DecodeShape, kv_len: int) -> int:
-    return auto_splits(
-        batch=shape.batch,
-        nhead=shape.nhead,
-        q_len=shape.q_len,
-        compute_units=shape.compute_units,
-        kv_len=kv_len,
-    )
 
 
 def _key(shape: DecodeShape) -> TableKey:

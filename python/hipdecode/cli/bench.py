@@ -14,7 +14,7 @@ from rich.table import Table
 
 from hipdecode import settings, target
 from hipdecode.errors import BadArgument
-from hipdecode.testing import timing
+from hipdecode.testing import bench_table, timing
 from hipdecode.testing.bench_case import DecodeCase, Peer
 from hipdecode.testing.bench_report import IntList, ShapeList, console, write_csv
 from hipdecode.testing.bench_run import Plan, Roof, time_case
@@ -70,22 +70,28 @@ def show(results: Sequence[Sequence[dict[str, object]]]) -> Table:
     return table
 
 
-def run_grid(grid: Sequence[Draw], plan: Plan) -> list[list[dict[str, object]]]:
-    """Draws and times every case of a grid; one list of rows per case."""
-    results = []
+def run_grid(
+    grid: Sequence[Draw], plan: Plan, csv_path: Path | None = None
+) -> list[list[dict[str, object]]]:
+    """Draws and times every case of a grid; one list of rows per case.
+
+    What is there is written to the CSV file after every case, so that an end in between, such as a
+    peer that takes the device down, leaves the cases before it.
+    """
+    results: list[list[dict[str, object]]] = []
     with Progress(console=console(stderr=True), transient=True) as progress:
         task = progress.add_task("cases", total=len(grid))
         for draw in grid:
             progress.update(task, description=f"{draw.kv_dtype} {draw.batch}x{draw.context}")
             results.append(time_case(draw.case(), plan))
+            if csv_path is not None:
+                write_csv(csv_path, [row for rows in results for row in rows])
             progress.advance(task)
     return results
 
 
-def report(
-    results: Sequence[Sequence[dict[str, object]]], plan: Plan, csv_path: Path | None
-) -> None:
-    """Prints the table and the machine, writes the CSV.
+def report(results: Sequence[Sequence[dict[str, object]]], plan: Plan) -> None:
+    """Prints the table and the machine.
 
     Raises:
         click.ClickException: one of our results is outside the tolerance.
@@ -100,8 +106,6 @@ def report(
         highlight=False,
     )
     rows = [row for case_rows in results for row in case_rows]
-    if csv_path is not None:
-        write_csv(csv_path, rows)
     wrong = [row for row in rows if row["route"] and not row["within_tolerance"]]
     if wrong:
         raise click.ClickException(f"{len(wrong)} of our results are outside the tolerance")
@@ -173,8 +177,8 @@ def command(
             machine=timing.Machine.here(where.device_type),
             roof=Roof.find(peak_gflops, clock, where.device_type),
         )
-        results = run_grid(grid, plan)
-    report(results, plan, csv_path)
+        results = run_grid(grid, plan, csv_path)
+    report(results, plan)
 
 
 def _ours(routes: str) -> tuple[Hipdecode, ...]:
@@ -200,12 +204,41 @@ def _peers(wanted: bool, plugins: Sequence[str], where: target.Target) -> tuple[
 @click.argument("csv_path", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The PNG to write.")
 def plot(csv_path: Path, out: Path) -> None:
-    """Draws where hk and persistent cross, or peers where the CSV has one route only."""
+    """Draws a device's times beside peers and limit, where hk and persistent cross, or peers."""
     from hipdecode.testing import bench_plot
 
     routes = bench_plot.read_routes(csv_path)
-    if routes:
+    if times := bench_plot.read_device(csv_path):
+        bench_plot.draw_device(times, out)
+    elif routes:
         bench_plot.draw_routes(routes, out)
     else:
         bench_plot.draw_peers(bench_plot.read_peers(csv_path), out)
     click.echo(str(out))
+
+
+@command.command()
+@click.argument("csv_path", type=click.Path(path_type=Path, exists=True), required=False)
+@click.option("--nhead", type=IntList(), default=None, help="Only these; default all.")
+@click.option("--q-len", type=IntList(), default=None, help="Only these; default all.")
+@click.option(
+    "--update",
+    "page",
+    type=click.Path(path_type=Path, exists=True),
+    help="Draw the marked blocks of this page anew, by the command that each mark names.",
+)
+def table(
+    csv_path: Path | None,
+    nhead: tuple[int, ...] | None,
+    q_len: tuple[int, ...] | None,
+    page: Path | None,
+) -> None:
+    """Prints a result file as Markdown, or draws the tables of a page anew."""
+    if (csv_path is None) == (page is None):
+        raise BadArgument("bench table: expected a CSV file or --update PAGE, got both or neither")
+    if page is not None:
+        text, count = bench_table.redrawn(page)
+        page.write_text(text, encoding="utf-8")
+        click.echo(f"{page}: {count} tables")
+    elif csv_path is not None:
+        click.echo("\n".join(bench_table.draw(csv_path, nhead or (), q_len or ())))

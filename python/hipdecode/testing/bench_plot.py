@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hipdecode.errors import BadArgument
 
@@ -22,7 +23,11 @@ Panels = dict[str, dict[int, Curve]]
 Bars = dict[str, dict[str, dict[str, float]]]
 """Title to case to GFLOP/s of the package (`hipdecode`) and of the fastest form of each peer."""
 
+Times = dict[str, dict[str, dict[str, float]]]
+"""Title to case to microseconds of the package, of the fastest form of each peer, of `limit`."""
+
 _FAMILIES = {"sdpa": "torch"}
+_COLUMNS = 3
 
 
 def read_routes(path: Path) -> Panels:
@@ -141,6 +146,59 @@ def draw_peers(bars: Bars, out: Path) -> None:
         axis.grid(axis="y", alpha=0.3)
     figure.legend(drawn.values(), drawn, loc="outside upper center", ncols=len(families))
     figure.savefig(out, format="png", dpi=110)
+
+
+def read_device(path: Path) -> Times:
+    """Reads everyone's times out of a CSV whose clock is a device's; empty for other clocks.
+
+    The limit is never below an empty launch.
+    """
+    times: Times = defaultdict(lambda: defaultdict(dict))
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row.get("clock") != "device" or row["contender"].startswith("hipdecode_"):
+                continue
+            title = "{kv_dtype} KV, nhead {nhead}, q_len {q_len}".format(**row)
+            found = times[title]["{batch} x {context}".format(**row)]
+            found["limit"] = max(float(row["limit_us"]), float(row["empty_us"] or 0))
+            family = row["contender"].split("_")[0]
+            found[family] = min(float(row["us_p50"]), found.get(family, math.inf))
+    return times
+
+
+def draw_device(times: Times, out: Path) -> None:
+    """Writes a PNG: one panel per dtype, nhead and q_len, times by case on a logarithmic axis.
+
+    Raises:
+        BadArgument: matplotlib is not installed.
+    """
+    rows = -(-len(times) // _COLUMNS)
+    figure = _figure(4.6 * min(len(times), _COLUMNS), 3.2 * rows)
+    axes = figure.subplots(rows, min(len(times), _COLUMNS), squeeze=False).flatten()
+    names = {name for panel in times.values() for case in panel.values() for name in case}
+    peers = sorted(names - {"limit", "hipdecode"})
+    drawn = {}
+    for axis, (title, panel) in zip(axes, times.items(), strict=False):
+        for name in ("limit", *peers, "hipdecode"):
+            points = [(case, found[name]) for case, found in panel.items() if name in found]
+            if points:
+                look = _look(name, peers)
+                drawn[name] = axis.plot(*zip(*points, strict=True), **look)[0]
+        axis.set(title=title, ylabel="us", yscale="log")
+        axis.tick_params(axis="x", labelrotation=45, labelsize="x-small")
+        axis.grid(alpha=0.3)
+    for axis in axes[len(times) :]:
+        axis.remove()
+    figure.legend(drawn.values(), drawn, loc="outside upper center", ncols=len(drawn))
+    figure.savefig(out, format="png", dpi=110)
+
+
+def _look(name: str, peers: list[str]) -> dict[str, Any]:
+    if name == "limit":
+        return {"color": "black", "linestyle": ":"}
+    if name == "hipdecode":
+        return {"color": "C3", "marker": "o", "linewidth": 2.2}
+    return {"color": f"C{(0, 1, 2, 4, 5, 6)[peers.index(name) % 6]}", "marker": "."}
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hipdecode.testing.bench_case import DecodeCase, Peer
 from hipdecode.testing.torch_peers import causal_tail
@@ -27,15 +26,12 @@ _FLASHMLA_PAGE = 64
 
 @dataclass(frozen=True, slots=True)
 class TorchGathered:
-    """Gather of all requests at once and batched products, or torch's attention on what it found.
+    """Plain torch: one gather for all requests, batched products and a softmax.
 
-    Attributes:
-        name: see Peer.
-        sdpa: torch's scaled_dot_product_attention in place of products and softmax.
+    torch's own attention has no fast form for keys of 576 columns.
     """
 
-    name: str
-    sdpa: bool = False
+    name: str = "torch_bmm"
     version: str = f"torch {torch.__version__}"
 
     def supports(self, case: DecodeCase) -> str | None:
@@ -48,30 +44,17 @@ class TorchGathered:
         pool = case.inputs["kv_buffer"].view(-1, case.spec.head_dim_qk)
         tail, out = causal_tail(case), case.new_output()
         q = case.inputs["q"].view(case.batch, -1, case.spec.head_dim_qk)
-        body = self._attention if self.sdpa else self._products
 
         def run() -> Tensor:
             keys = _rows(pool, slots.flatten()).to(q.dtype).view(*slots.shape, -1)
-            out.copy_(body(case, q, keys, tail).view(out.shape))
+            scores = torch.bmm(q, keys.mT).float().mul_(case.scale)
+            if tail is not None:
+                scores[..., -tail.shape[1] :].masked_fill_(tail, -torch.inf)
+            values = keys[..., : case.spec.head_dim_v]
+            out.copy_(torch.bmm(scores.softmax(-1).to(q.dtype), values).view(out.shape))
             return out
 
         return run
-
-    def _products(self, case: DecodeCase, q: Tensor, keys: Tensor, tail: Tensor | None) -> Tensor:
-        scores = torch.bmm(q, keys.mT).float().mul_(case.scale)
-        if tail is not None:
-            scores[..., -tail.shape[1] :].masked_fill_(tail, -torch.inf)
-        return torch.bmm(scores.softmax(-1).to(q.dtype), keys[..., : case.spec.head_dim_v])
-
-    def _attention(self, case: DecodeCase, q: Tensor, keys: Tensor, tail: Tensor | None) -> Tensor:
-        mask = None
-        if tail is not None:
-            mask = torch.zeros(q.shape[1], keys.shape[1], dtype=q.dtype, device=q.device)
-            mask[:, -tail.shape[1] :].masked_fill_(tail, -torch.inf)
-        values = keys[..., : case.spec.head_dim_v]
-        return functional.scaled_dot_product_attention(
-            q[:, None], keys[:, None], values[:, None], attn_mask=mask, scale=case.scale
-        )
 
 
 def _rows(pool: Tensor, slots: Tensor) -> Tensor:
@@ -270,7 +253,7 @@ _ENGINES = {"flashinfer": _flashinfer, "flash_mla": _flashmla, "sglang": _sglang
 
 def gpu_peers() -> tuple[list[Peer], dict[str, str]]:
     """Plain torch and the engines importable here, and why the others are absent."""
-    found: list[Peer] = [TorchGathered("torch_bmm"), TorchGathered("torch_sdpa", sdpa=True)]
+    found: list[Peer] = [TorchGathered()]
     absent: dict[str, str] = {}
     for name, load in _ENGINES.items():
         try:

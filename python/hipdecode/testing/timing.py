@@ -106,8 +106,8 @@ class Timing:
         return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
 
     def ratio_to(self, base: Timing) -> float:
-        """Median over the rounds of this time / `base`'s time; above 1: `base` is faster."""
-        return statistics.median(a / b for a, b in zip(self.ms, base.ms, strict=True))
+        """Median over the common rounds of this time / `base`'s; above 1: `base` is faster."""
+        return statistics.median(a / b for a, b in zip(self.ms, base.ms, strict=False))
 
 
 def measure(
@@ -126,10 +126,11 @@ def measure(
         contenders: name to the thunks of one piece of work, ready for the clock. Several thunks are
             copies of it on buffers of their own: round r runs copy r modulo their number, which
             keeps caches cold.
-        rounds: rounds wanted; every contender runs once in each.
+        rounds: rounds wanted; every contender runs once in each, unless its seconds are spent.
         warmup: untimed rounds before.
-        budget_s: when given, warm-up and rounds are cut to about this many seconds, warm-up to a
-            fifth of it but at least two turns, rounds never below min_rounds.
+        budget_s: when given, warm-up and rounds are cut to about this many seconds: warm-up to a
+            fifth of it but at least two turns, the rounds of each contender to an equal share of
+            the rest but at least min_rounds, so that a slow one leaves the others theirs.
         min_rounds: see budget_s.
         on_round: called after each timed round was started (progress).
         clock: default HostClock.here().
@@ -138,19 +139,23 @@ def measure(
         Name to its times, in the order given.
     """
     names, clock = list(contenders), clock or HostClock.here()
+    turns = dict.fromkeys(names, rounds)
     if budget_s is None:
         _turns(contenders, warmup, clock)
     else:
         # The first turn builds, loads and touches memory: it tells nothing of the speed.
         _turns(contenders, 1, clock)
-        round_s = _turns(contenders, 1, clock)
-        fit = budget_s / max(round_s, 1e-9)
-        _turns(contenders, min(warmup, int(0.2 * fit)), clock)
-        rounds = max(min(rounds, int(0.8 * fit)), min(rounds, min_rounds))
+        took = _turns(contenders, 1, clock)
+        _turns(contenders, min(warmup, int(0.2 * budget_s / sum(took.values()))), clock)
+        share = 0.8 * budget_s / len(names)
+        least = min(rounds, min_rounds)
+        turns = {name: max(least, min(rounds, int(share / took[name]))) for name in names}
     readings: dict[str, list[Callable[[], float]]] = {name: [] for name in names}
-    for turn in range(rounds):
+    for turn in range(max(turns.values())):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
+            if turn >= turns[name]:
+                continue
             thunk = contenders[name][turn % len(contenders[name])]
             readings[name].append(clock.start(thunk))
         if on_round is not None:
@@ -161,17 +166,17 @@ def measure(
     }
 
 
-def _turns(contenders: Mapping[str, Sequence[Thunk]], count: int, clock: Clock) -> float:
-    """Runs every contender `count` times, untimed; returns the seconds it took."""
-    started = time.perf_counter()
+def _turns(contenders: Mapping[str, Sequence[Thunk]], count: int, clock: Clock) -> dict[str, float]:
+    """Runs every contender `count` times, uncounted; returns the seconds that each took."""
     readings = [
-        clock.start(thunks[turn % len(thunks)])
+        (name, clock.start(thunks[turn % len(thunks)]))
         for turn in range(count)
-        for thunks in contenders.values()
+        for name, thunks in contenders.items()
     ]
-    for reading in readings:
-        reading()
-    return time.perf_counter() - started
+    took = dict.fromkeys(contenders, 1e-9)
+    for name, reading in readings:
+        took[name] += 1e-3 * reading()
+    return took
 
 
 @contextmanager

@@ -246,7 +246,35 @@ def test_forced_hk_takes_the_splits_of_its_row(tables: Path) -> None:
 def test_auto_splits_fill_units_with_pieces_worth_it(
     batch: int, rows: int, units: int, kv_len: int, splits: int
 ) -> None:
-    got = auto_splits(batch=batch, nhead=rows, q_len=1, compute_units=units, kv_len=kv_len)
+    got = auto_splits(
+        family="gfx950", batch=batch, nhead=rows, q_len=1, compute_units=units, kv_len=kv_len
+    )
+    assert got == splits
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows", "kv_len", "splits"),
+    [
+        (1, 16, 100_000, 32),
+        (1, 16, 8192, 32),
+        (1, 16, 1200, 4),
+        (1, 16, 255, 1),
+        (8, 16, 4096, 16),
+        (8, 128, 4096, 8),
+        (16, 16, 4096, 8),
+        (17, 16, 4096, 4),  # 8 would need a second wave
+        (33, 64, 4096, 4),
+        (34, 64, 4096, 2),
+        (128, 16, 4096, 1),
+        (256, 512, 4096, 1),
+    ],
+)
+def test_auto_splits_on_sm_90_are_a_power_of_two_of_one_wave(
+    batch: int, rows: int, kv_len: int, splits: int
+) -> None:
+    got = auto_splits(
+        family="sm_90", batch=batch, nhead=rows, q_len=1, compute_units=132, kv_len=kv_len
+    )
     assert got == splits
 
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from hipdecode import dispatch, settings
-from hipdecode.dispatch import DecodeShape, hk_max_ctx, log_shape, route_mla_decode
+from hipdecode import dispatch, settings, shape_log
+from hipdecode.dispatch import DecodeShape, route_mla_decode
+from hipdecode.shape_log import hk_max_ctx, log_shape
 
 SHAPE = DecodeShape(
     family="gfx950",
@@ -26,7 +27,7 @@ SHAPE = DecodeShape(
 
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(dispatch, "_seen", {})
+    monkeypatch.setattr(shape_log, "_seen", {})
     yield
     dispatch._connect_log.cache_clear()
 
@@ -72,17 +73,17 @@ def test_log_shape_is_silent_when_the_logger_is_off(caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING, logger="hipdecode.dispatch"):
         log()
     assert not caplog.records
-    assert not dispatch._seen
+    assert not shape_log._seen
 
 
 def test_log_shape_memory_is_bounded(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "_SEEN_SHAPES", 3)
+    monkeypatch.setattr(shape_log, "_SEEN_SHAPES", 3)
     with caplog.at_level(logging.INFO, logger="hipdecode.dispatch"):
         for rows in range(10):
             log(rows=rows)
-    assert len(dispatch._seen) == 3
+    assert len(shape_log._seen) == 3
 
 
 def test_log_shape_prints_none_when_the_context_is_unknown(

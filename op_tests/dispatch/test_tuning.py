@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hipdecode import settings as package_settings
+from hipdecode import target as targets
 from hipdecode.cli import tune
 from hipdecode.cli.tune import context_lengths, noise_pct
 from hipdecode.errors import TableError
@@ -166,6 +167,34 @@ def test_choose_takes_the_split_count_that_serves_the_longest_stretch() -> None:
     assert [str(choice) for choice in choose(column)] == [
         "hk/1", "hk/1", "hk/4", "hk/4", "persistent",
     ]  # fmt: skip
+
+
+def test_choose_prefers_the_rule_within_the_noise() -> None:
+    def one(auto: float) -> Measurement:
+        four = Choice("hk", 4)
+        return timed(Point(KEY, 1, 64), {HK: auto, four: 10, PERSISTENT: 20})
+
+    assert [str(choice) for choice in choose([one(10.2), one(10.3)])] == ["hk/auto"] * 2
+    assert [str(choice) for choice in choose([one(10.2), one(12)])] == ["hk/4"] * 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "nhead", "kv_len", "numbers"),
+    [
+        (1, 16, 4096, [1, 2, 4, 8, 32]),  # the rule takes 16
+        (1, 128, 256, [2, 4]),
+        (16, 128, 4096, [1, 2, 8, 16]),
+        (256, 16, 32768, [2]),
+        (256, 128, 32768, []),
+    ],
+)
+def test_choices_on_a_gpu_are_the_rule_and_other_split_counts(
+    batch: int, nhead: int, kv_len: int, numbers: list[int]
+) -> None:
+    point = Point(replace(KEY, nhead=nhead), batch, kv_len)
+    found = tune.choices(point, targets.resolve("sm_90"))
+    assert found == (HK, *(Choice("hk", number) for number in numbers), PERSISTENT)
+    assert tune.choices(point, targets.resolve("cpu")) == (HK, PERSISTENT)
 
 
 def test_row_has_the_split_count_and_gains_over_the_other_route() -> None:

@@ -39,7 +39,7 @@ LAYERS = [
     {"registry", "tables", "models"},
     {"support"},
     {"jit", "dispatch", "disassembly"},
-    {"facts", "sim"},
+    {"facts", "sim", "shape_log"},
     {"budgets"},
     {"ops"},
     {"plan"},

@@ -19,9 +19,10 @@ from .arguments import (
     check_options,
     check_plan,
 )
-from .dispatch import DecodeShape, log_shape, logger, route_mla_decode
+from .dispatch import DecodeShape, logger, route_mla_decode
 from .plan import MlaPlan, plan_mla_decode
 from .registry import wanted_rows
+from .shape_log import log_shape
 from .tables import ROUTES
 from .workspace import SplitScratch, Workspace, default_workspace, split_scratch
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -24,14 +23,15 @@ logger = logging.getLogger("hipdecode.dispatch")
 FAMILIES = ("cpu", "gfx950", "gfx942", "sm_90")
 TILE_ROWS = 16
 GROUP_ROWS = 128
-"""Rows that one thread group works on together: what `auto` and the occupancy rule count."""
+"""Rows that one thread group works on together: what the occupancy rule counts."""
+_BLOCK_ROWS = {"sm_90": 64}
+"""Rows of the largest block where that is fewer: what `auto` counts."""
 MIN_SPLIT_TOKENS = 256
 MAX_AUTO_SPLITS = 32
 INVARIANT_SPLITS = 8
 FILL_GROUPS = 2
 """Groups per compute unit from which the occupancy rule trusts hk to even out ragged contexts."""
 NOISE_PCT = 3.0
-_SEEN_SHAPES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,15 +174,20 @@ def load_table(family: str) -> Table:
     return read_table(folder / name, label=f"configs/tuned/{name}" if shipped else None)
 
 
-def auto_splits(*, batch: int, nhead: int, q_len: int, compute_units: int, kv_len: int) -> int:
+def auto_splits(
+    *, family: str, batch: int, nhead: int, q_len: int, compute_units: int, kv_len: int
+) -> int:
     """Return how many pieces hk cuts each context into, from host integers only.
 
     Enough to give each compute unit a group of rows, but at least 256 tokens a piece and at most
-    32 pieces: beyond that the merge costs more than the idle units.
+    32 pieces: beyond that the merge costs more than the idle units. On sm_90 a power of two that
+    needs no second wave of blocks, since the pieces of a group merge as a cluster.
     """
-    groups = batch * _ceil_div(nhead * q_len, GROUP_ROWS)
-    to_fill = _ceil_div(compute_units, groups)
-    return max(1, min(to_fill, kv_len // MIN_SPLIT_TOKENS, MAX_AUTO_SPLITS))
+    groups = batch * _ceil_div(nhead * q_len, _BLOCK_ROWS.get(family, GROUP_ROWS))
+    most = min(kv_len // MIN_SPLIT_TOKENS, MAX_AUTO_SPLITS)
+    if family == "sm_90":
+        return 1 << (max(1, min(compute_units // groups, most)).bit_length() - 1)
+    return max(1, min(_ceil_div(compute_units, groups), most))
 
 
 def _asked(shape: DecodeShape) -> Route:
@@ -201,7 +206,7 @@ def _asked(shape: DecodeShape) -> Route:
 
 
 def _nearest_row(shape: DecodeShape, table: Table, kv_len: int) -> Row | None:
-    key = table.nearest_key(_key(shape))
+    key = table.nearest_key(table_key(shape))
     return table.find(key, shape.batch, kv_len) if key else None
 
 
@@ -210,7 +215,7 @@ def _hk_splits(shape: DecodeShape, row: Row | None) -> int:
     if row and isinstance(row.num_splits, int):
         return row.num_splits
     sizes = {name: getattr(shape, name) for name in ("batch", "nhead", "q_len", "compute_units")}
-    return auto_splits(**sizes, kv_len=shape.kv_len or 0)
+    return auto_splits(family=shape.family, **sizes, kv_len=shape.kv_len or 0)
 
 
 def _by_row(shape: DecodeShape, table: Table, row: Row) -> Route:
@@ -220,14 +225,14 @@ def _by_row(shape: DecodeShape, table: Table, row: Row) -> Route:
         f"batch {_span(rect.batch_from, rect.batch_to)}, kv_len {_span(rect.kv_from, rect.kv_to)}"
     )
     reason = f"{source}: {row.key}, {where}"
-    if row.key != _key(shape):
-        reason += f" (nearest key of the table to {_key(shape)})"
+    if row.key != table_key(shape):
+        reason += f" (nearest key of the table to {table_key(shape)})"
     gain = gain_pct(row.us, row.runner_up_us)
     if gain is not None and gain < NOISE_PCT:
         reason += f"; its gain of {gain:.1f} % is within {NOISE_PCT:.0f} %, taken as noise"
     splits = _hk_splits(shape, row) if row.route == "hk" else None
     evidence = " ".join(word for word in (row.machine, row.date, row.source) if word)
-    if evidence and row.key != _key(shape):
+    if evidence and row.key != table_key(shape):
         evidence += f", measured for {row.key}"
     return _answer(
         shape, row.route, reason, splits=splits, row=row, source=source, evidence=evidence
@@ -238,7 +243,7 @@ def _by_occupancy(shape: DecodeShape, label: str) -> Route:
     groups = shape.batch * _ceil_div(shape.nhead * shape.q_len, GROUP_ROWS)
     fills = groups >= FILL_GROUPS * shape.compute_units
     reason = (
-        f"occupancy rule, since {label} has no rows near {_key(shape)}: {groups} groups of "
+        f"occupancy rule, since {label} has no rows near {table_key(shape)}: {groups} groups of "
         f"{GROUP_ROWS} rows {'fill' if fills else 'do not fill'} {shape.compute_units} compute "
         f"units {FILL_GROUPS} times, so contexts {'need not' if fills else 'must'} be split"
     )
@@ -279,7 +284,8 @@ def _packing(nhead: int, q_len: int) -> str:
     return f"rows = nhead {nhead} x q_len {q_len} = {rows} -> {tiles} {word} of 16, {masked} masked"
 
 
-def _key(shape: DecodeShape) -> TableKey:
+def table_key(shape: DecodeShape) -> TableKey:
+    """The key under which a table would hold a shape."""
     return TableKey(shape.q_dtype, shape.kv_dtype, shape.nhead, shape.q_len, shape.page_size)
 
 
@@ -313,15 +319,6 @@ def _check_arguments(shape: DecodeShape) -> None:
         )
 
 
-_TORCH_NAMES = {
-    "bf16": "torch.bfloat16",
-    "fp16": "torch.float16",
-    "fp8_e4m3fn": "torch.float8_e4m3fn",
-    "fp8_e4m3fnuz": "torch.float8_e4m3fnuz",
-}
-_seen: dict[tuple[object, ...], None] = {}
-
-
 @cache
 def _connect_log() -> None:
     """HIPDECODE_LOG=1 shows the shape log even where the application set up no logging."""
@@ -329,72 +326,3 @@ def _connect_log() -> None:
         logger.setLevel(logging.INFO)
         if not logger.hasHandlers():
             logger.addHandler(logging.StreamHandler())
-
-
-def log_shape(
-    shape: DecodeShape,
-    route: Route,
-    *,
-    q_shape: Sequence[int],
-    kv_shape: Sequence[int],
-    o_shape: Sequence[int],
-    total_kv: int | None,
-    planned: bool,
-) -> None:
-    """Log one INFO line for each new shape, in the field order of aiter#3003's shape log.
-
-    A shape is new when its tensors, dtypes, page size or route have not been logged; the context
-    alone, which grows each step, does not make it new. Returns at once while the logger is off.
-
-    Args:
-        shape: what was routed.
-        route: the answer.
-        q_shape: q's shape.
-        kv_shape: kv_buffer's shape.
-        o_shape: the output's shape.
-        total_kv: length of kv_indices, a capacity under a graph; None when unknown.
-        planned: whether the caller gave a plan.
-    """
-    if not logger.isEnabledFor(logging.INFO):
-        return
-    shapes = (tuple(q_shape), tuple(kv_shape), tuple(o_shape))
-    mark = (*shapes, shape.q_dtype, shape.kv_dtype, shape.page_size, planned, route.route)
-    if mark in _seen:
-        return
-    _seen[mark] = None
-    if len(_seen) > _SEEN_SHAPES:
-        _seen.pop(next(iter(_seen)), None)
-    logger.info(
-        "[HIPDECODE_MLA_DECODE_SHAPE] q_shape=%s kv_shape=%s o_shape=%s q_dtype=%s kv_dtype=%s "
-        "nhead=%d max_seqlen_q=%d page_size=%d nhead_kv=1 total_kv=%s persistent=%s "
-        "hk_supported_head_shape=True hk_avg_ctx_per_seq=%s hk_max_ctx_per_seq=%s use_hk=%s",
-        *shapes,
-        _TORCH_NAMES[shape.q_dtype],
-        _TORCH_NAMES[shape.kv_dtype],
-        shape.nhead,
-        shape.q_len,
-        shape.page_size,
-        total_kv,
-        planned,
-        shape.kv_len,
-        hk_max_ctx(shape),
-        route.route == "hk",
-    )
-
-
-def hk_max_ctx(shape: DecodeShape) -> int | None:
-    """Return the largest context, in tokens, that the family's table gives to hk at this batch.
-
-    It is 0 where hk is never chosen, None where no length ends it or no row is near.
-    """
-    table = load_table(shape.family)
-    key = table.nearest_key(_key(shape))
-    if key is None:
-        return None
-    ends = [
-        row.rect.kv_to
-        for row in table.rows_by_key[key]
-        if row.route == "hk" and row.rect.batch_from <= shape.batch < row.rect.batch_to
-    ]
-    end = max(ends, default=1)
-    return None if end == math.inf else int(end) - 1

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from .errors import TableError
 from .tables import COLUMNS, Bound, Rect, Row, TableKey, gain_pct, parse_table
-from .tuning import PERSISTENT, Choice, Measurement, other
+from .tuning import HK, PERSISTENT, Choice, Measurement, other
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,8 @@ def choose(column: Sequence[Measurement]) -> list[Choice]:
 
 
 def _pick(inside: Sequence[Measurement], common: frozenset[Choice]) -> Choice:
-    """The fastest of several acceptable choices over a stretch.
+    """One of several acceptable choices over a stretch: hk with the splits of the rule, which
+    follows the shape between grid points, else the fastest.
 
     Where the gain of hk over all of it is noise too, `persistent`, whose plan also evens out
     contexts more ragged than the measured ones.
@@ -138,12 +139,12 @@ def _pick(inside: Sequence[Measurement], common: frozenset[Choice]) -> Choice:
     def mean(choice: Choice) -> float:
         return statistics.fmean(math.log(one.trials[choice].ratio) for one in measured)
 
-    fastest = min(sorted(common), key=mean)
+    found = HK if HK in common else min(common, key=lambda choice: (mean(choice), str(choice)))
     if PERSISTENT in common:
-        gain = 100 * (1 - math.exp(mean(fastest) - mean(PERSISTENT)))
-        noise = math.hypot(*(one.noise_pct(fastest) for one in measured)) / len(measured)
-        return fastest if gain > noise else PERSISTENT
-    return fastest
+        gain = 100 * (1 - math.exp(mean(found) - mean(PERSISTENT)))
+        noise = math.hypot(*(one.noise_pct(found) for one in measured)) / len(measured)
+        return found if gain > noise else PERSISTENT
+    return found
 
 
 def _row(key: TableKey, patch: _Patch, machine: str, date: str) -> Row:

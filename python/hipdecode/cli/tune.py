@@ -24,7 +24,7 @@ from rich.progress import (
 )
 
 from hipdecode import paths, settings, target
-from hipdecode.dispatch import NOISE_PCT, clear_route_cache
+from hipdecode.dispatch import NOISE_PCT, auto_splits, clear_route_cache
 from hipdecode.errors import HipdecodeError, TargetError
 from hipdecode.models import split_dtypes
 from hipdecode.support import check_supported
@@ -136,13 +136,28 @@ def _write_table(
 
 
 def choices(point: Point, where: target.Target) -> tuple[Choice, ...]:
-    """What is timed at a point: both routes; on a GPU hk with each split count worth trying."""
+    """What is timed at a point: both routes, on a GPU also split counts beside that of the rule."""
     if where.device_type == "cpu":
         return HK, PERSISTENT
     blocks = point.batch * -(-point.key.nhead * point.key.q_len // _GPU_BLOCK_ROWS)
     most = min(_GPU_WAVES * where.compute_units() // blocks, point.kv_len // _GPU_SPLIT_TOKENS)
     splits = [2**power for power in range(_GPU_SPLIT_POWERS) if power == 0 or 2**power <= most]
-    return (*(Choice("hk", count) for count in splits), PERSISTENT)
+    by_rule = _splits(HK, point, where)
+    return HK, *(Choice("hk", count) for count in splits if count != by_rule), PERSISTENT
+
+
+def _splits(choice: Choice, point: Point, where: target.Target) -> int | None:
+    """The number that a choice comes down to at a point; None for persistent."""
+    if choice == HK:
+        return auto_splits(
+            family=where.family,
+            batch=point.batch,
+            nhead=point.key.nhead,
+            q_len=point.key.q_len,
+            compute_units=where.compute_units(),
+            kv_len=point.kv_len,
+        )
+    return choice.num_splits if isinstance(choice.num_splits, int) else None
 
 
 def measure(
@@ -182,8 +197,8 @@ def measure(
     checks: dict[Choice, Checked] = {}
     thunks: dict[str, list[timing.Thunk]] = {}
     for choice in choices(point, where):
-        splits = choice.num_splits if isinstance(choice.num_splits, int) else None
-        call = Hipdecode(str(choice), choice.route, splits).prepare(case)
+        forced = Hipdecode(str(choice), choice.route, _splits(choice, point, where))
+        call = forced.prepare(case)
         checks[choice] = oracle.check(call(), where.name)
         if not checks[choice].within:
             raise HipdecodeError(

@@ -47,6 +47,21 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.parametrize("form", ["v32", "v4"])
+def test_bench_sparse_mla_decode_writes_ratio_machine_and_commit(form: str, tmp_path: Path) -> None:
+    out = tmp_path / "sparse.csv"
+    options = ("--format", form, "--nhead", "4,20", "--topk", "100", "--tokens", "2", "--sink")
+    bounds = ("--pool-tokens", "1000", "--iters", "3", "--budget-s", "1")
+    ran = run_script("bench_sparse_mla_decode", *options, *bounds, "--csv", str(out))
+    assert ran.exit_code == 0, ran.output
+    rows = read_rows(out)
+    assert [(row["format"], row["nhead"]) for row in rows] == [(form, "4"), (form, "20")]
+    for row in rows:
+        assert float(row["ratio"]) > 0
+        assert row["machine"]
+        assert row["commit"]
+
+
 def test_bench_hk_mla_decode_writes_gain_machine_and_commit(tmp_path: Path) -> None:
     out = tmp_path / "grid.csv"
     options = ("--batch-sizes", "1,3", "--ctx-lens", "21,512,1200", "--warmup", "1", "--iters", "3")

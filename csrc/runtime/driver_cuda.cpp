@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -188,7 +189,14 @@ class CudaDriver final : public Driver {
     return std::make_unique<CudaKernel>(symbol, function, info, context);
   }
 
-  int64_t compute_units(int32_t index) override { return attribute(kMultiprocessorCount, index); }
+  int64_t compute_units(int32_t index) override {
+    static std::array<std::atomic<int>, 64> counted{};  // asked at every call; 0: not yet
+    if (index < 0 || index >= static_cast<int32_t>(counted.size()))
+      return attribute(kMultiprocessorCount, index);
+    std::atomic<int>& count = counted[static_cast<size_t>(index)];
+    if (count == 0) count = attribute(kMultiprocessorCount, index);
+    return count;
+  }
 
   bool is_capturing(void* stream) override {
     int status = 0;  // CUstreamCaptureStatus, 0: none

@@ -73,7 +73,7 @@ void clear_kernels() {
   ++table().generation;
 }
 
-uint64_t KernelMemo::generation() { return table().generation.load(std::memory_order_acquire); }
+uint64_t kernel_generation() { return table().generation.load(std::memory_order_acquire); }
 
 void set_loader(Loader loader) { table().loader = loader; }
 

@@ -19,6 +19,9 @@ struct Place {
 /// @throws NotWarmed when it would have to be loaded while the stream is captured
 const Kernel& find_kernel(const Place& place, const std::string& name);
 
+/// Grows when kernels are forgotten.
+uint64_t kernel_generation();
+
 /// Remembers the last kernel of one call site, so that a decode step builds no name and takes no
 /// lock.
 class KernelMemo {
@@ -27,7 +30,7 @@ class KernelMemo {
   /// @param name makes the name; called on a change of key only
   template <class Name>
   const Kernel& find(const Place& place, uint64_t key, Name name) {
-    const uint64_t now = generation();
+    const uint64_t now = kernel_generation();
     if (kernel_ == nullptr || key != key_ || place.device != device_ || now != generation_) {
       kernel_ = &find_kernel(place, name());
       key_ = key;
@@ -38,8 +41,6 @@ class KernelMemo {
   }
 
  private:
-  static uint64_t generation();  // grows when kernels are forgotten
-
   const Kernel* kernel_ = nullptr;
   Device device_;
   uint64_t key_ = 0, generation_ = 0;

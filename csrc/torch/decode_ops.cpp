@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
+#include <string>
 
-#include "decode_params.h"
+#include "launches.h"
 #include "ops.h"
 
 namespace hipdecode::torch_ops {
@@ -9,26 +10,72 @@ namespace {
 
 constexpr int64_t kMaxBlocks = 0x7fffffff;  // of a launch
 
-/// Finds `module/qk-v-q-kv-rows` and cuts the call into tiles of its rows.
-const runtime::Kernel& decode_kernel(runtime::KernelMemo& memo, const runtime::Place& place,
-                                     const char* module, const Tensor& q, const Tensor& kv_buffer,
-                                     int64_t head_dim_v, abi::MlaDecodeParams& p) {
-  const abi::DType q_dtype = dtype_of("q", q), kv_dtype = dtype_of("kv_buffer", kv_buffer);
+std::string kernel_name(const runtime::Place& place, const char* module, const Tensor& q,
+                        const Tensor& kv_buffer, int64_t head_dim_v,
+                        const abi::MlaDecodeParams& p) {
+  return runtime::join(module, "/", q.size(2), "-", head_dim_v, "-", dtype_name(dtype_of("q", q)),
+                       "-", dtype_name(dtype_of("kv_buffer", kv_buffer)), "-",
+                       wanted_rows(place.device.kind, int64_t{p.max_seqlen_q} * p.nhead));
+}
+
+/// Cuts the call into tiles of the kernel's rows.
+void cut_into_tiles(const runtime::Kernel& kernel, abi::MlaDecodeParams& p) {
   const int64_t packed = int64_t{p.max_seqlen_q} * p.nhead;
-  const int64_t wanted = wanted_rows(place.device.kind, packed);
-  const auto key = static_cast<uint64_t>(q.size(2)) << 32 |
-                   static_cast<uint64_t>(head_dim_v) << 16 | static_cast<uint64_t>(wanted) << 8 |
-                   static_cast<uint64_t>(q_dtype) << 4 | static_cast<uint64_t>(kv_dtype);
-  const runtime::Kernel& kernel = memo.find(place, key, [&] {
-    return runtime::join(module, "/", q.size(2), "-", head_dim_v, "-", dtype_name(q_dtype), "-",
-                         dtype_name(kv_dtype), "-", wanted);
-  });
   const int64_t rows = std::max(kernel.info().rows, 1);
   p.row_tiles = static_cast<int32_t>((packed + rows - 1) / rows);
-  return kernel;
+}
+
+/// The kernel that the last calls of one operator used, or another that is looked up by its name.
+const runtime::Kernel& remembered_kernel(runtime::KernelMemo& memo, const runtime::Place& place,
+                                         const char* module, const Tensor& q,
+                                         const Tensor& kv_buffer, int64_t head_dim_v,
+                                         const abi::MlaDecodeParams& p) {
+  const auto wanted = wanted_rows(place.device.kind, int64_t{p.max_seqlen_q} * p.nhead);
+  const auto key = static_cast<uint64_t>(q.size(2)) << 32 |
+                   static_cast<uint64_t>(head_dim_v) << 16 | static_cast<uint64_t>(wanted) << 8 |
+                   static_cast<uint64_t>(dtype_of("q", q)) << 4 |
+                   static_cast<uint64_t>(dtype_of("kv_buffer", kv_buffer));
+  return memo.find(place, key,
+                   [&] { return kernel_name(place, module, q, kv_buffer, head_dim_v, p); });
 }
 
 }  // namespace
+
+const runtime::Kernel& decode_kernel(const runtime::Place& place, const char* module,
+                                     const Tensor& q, const Tensor& kv_buffer, int64_t head_dim_v,
+                                     const abi::MlaDecodeParams& p) {
+  return runtime::find_kernel(place, kernel_name(place, module, q, kv_buffer, head_dim_v, p));
+}
+
+void launch_hk(const runtime::Kernel& kernel, abi::MlaDecodeParams& p, const SplitMemory& memory,
+               int64_t head_dim_v, const runtime::Place& place) {
+  cut_into_tiles(kernel, p);
+  if (p.num_splits > 1) {
+    p.partial_rows = p.rows_q * p.num_splits;
+    const int64_t partials = p.partial_rows * p.nhead;
+    const int64_t counters = int64_t{p.batch} * p.row_tiles;
+    HIPDECODE_CHECK(memory.outputs >= partials * head_dim_v && memory.lses >= partials &&
+                        memory.counters >= counters,
+                    "partial_output, partial_lse, arrivals: expected at least ",
+                    partials * head_dim_v, ", ", partials, " and ", counters,
+                    " elements when num_splits is ", p.num_splits, ", got ", memory.outputs, ", ",
+                    memory.lses, " and ", memory.counters);
+    p.partial_o = memory.partial_o;
+    p.partial_lse = memory.partial_lse;
+    p.arrivals = memory.arrivals;
+  }
+  // an empty batch still clears the rows of o that nobody owns
+  const int64_t blocks = std::max<int64_t>(int64_t{p.batch} * p.row_tiles * p.num_splits, 1);
+  HIPDECODE_CHECK(blocks <= kMaxBlocks, "batch, max_seqlen_q, num_splits: expected at most ",
+                  kMaxBlocks, " tiles of query rows x splits, got ", blocks);
+  launch(kernel, p, blocks, place);
+}
+
+void launch_persistent(const runtime::Kernel& kernel, abi::MlaDecodeParams& p, int64_t clusters,
+                       const runtime::Place& place) {
+  cut_into_tiles(kernel, p);
+  if (clusters > 0) launch(kernel, p, clusters, place);
+}
 
 void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Tensor qo_indptr,
                    Tensor kv_indptr, Tensor kv_indices, OptionalTensor kv_last_page_lens,
@@ -39,27 +86,26 @@ void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Ten
   abi::MlaDecodeParams p =
       checked_params({q, kv_buffer, o, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens,
                       q_scale, kv_scale, max_seqlen_q, sm_scale, causal});
-  HIPDECODE_CHECK(num_splits >= 1 && num_splits <= 1024, "num_splits: expected 1 to 1024, got ",
-                  num_splits);
+  constexpr int64_t kMostSplits = 1024;
+  HIPDECODE_CHECK(num_splits >= 1 && num_splits <= kMostSplits, "num_splits: expected 1 to ",
+                  kMostSplits, ", got ", num_splits);
   p.num_splits = static_cast<int32_t>(num_splits);
   thread_local runtime::KernelMemo memo;
   const runtime::Kernel& kernel =
-      decode_kernel(memo, place, "mla_decode_hk", q, kv_buffer, o.size(2), p);
+      remembered_kernel(memo, place, "mla_decode_hk", q, kv_buffer, o.size(2), p);
+  SplitMemory memory;
   if (num_splits > 1) {
     HIPDECODE_CHECK(
         partial_output && partial_lse && arrivals,
         "partial_output, partial_lse, arrivals: expected tensors when num_splits > 1, got none");
-    p.partial_rows = p.rows_q * num_splits;
-    p.partial_o =
-        float_data("partial_output", *partial_output, p.partial_rows * p.nhead * o.size(2));
-    p.partial_lse = float_data("partial_lse", *partial_lse, p.partial_rows * p.nhead);
-    p.arrivals = mutable_int32_data("arrivals", *arrivals, int64_t{p.batch} * p.row_tiles);
+    memory = {.partial_o = float_data("partial_output", *partial_output, 0),
+              .partial_lse = float_data("partial_lse", *partial_lse, 0),
+              .arrivals = mutable_int32_data("arrivals", *arrivals, 0),
+              .outputs = partial_output->numel(),
+              .lses = partial_lse->numel(),
+              .counters = arrivals->numel()};
   }
-  // an empty batch still clears the rows of o that nobody owns
-  const int64_t blocks = std::max<int64_t>(int64_t{p.batch} * p.row_tiles * num_splits, 1);
-  HIPDECODE_CHECK(blocks <= kMaxBlocks, "batch, max_seqlen_q, num_splits: expected at most ",
-                  kMaxBlocks, " tiles of query rows x splits, got ", blocks);
-  launch(kernel, p, blocks, place);
+  launch_hk(kernel, p, memory, o.size(2), place);
 }
 
 void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse,
@@ -87,8 +133,8 @@ void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor 
   if (clusters == 0) return;
   thread_local runtime::KernelMemo memo;
   const runtime::Kernel& kernel =
-      decode_kernel(memo, place, "mla_decode_persistent", q, kv_buffer, o.size(2), p);
-  launch(kernel, p, clusters, place);
+      remembered_kernel(memo, place, "mla_decode_persistent", q, kv_buffer, o.size(2), p);
+  launch_persistent(kernel, p, clusters, place);
 }
 
 }  // namespace hipdecode::torch_ops

@@ -1,11 +1,22 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 
-#include "../abi/mla_reduce_params.h"
 #include "../runtime/driver.h"
+#include "launches.h"
 #include "ops.h"
 
 namespace hipdecode::torch_ops {
+
+void launch_reduce(const runtime::Kernel& kernel, const abi::MlaReduceParams& p,
+                   int64_t max_seqlen_q, const runtime::Place& place) {
+  if (p.tiles == 0 || p.rows_o == 0) return;
+  const int64_t units = runtime::driver(place.device.kind).compute_units(place.device.index);
+  // the CPU deals tiles to its threads, a GPU has a wave for each row and head
+  const int64_t blocks = place.device.kind == runtime::DeviceKind::cpu
+                             ? std::max<int64_t>(4 * units, p.tiles)
+                             : std::min<int64_t>(16 * units, p.tiles * max_seqlen_q * p.nhead);
+  launch(kernel, p, blocks, place);
+}
 
 void mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr,
                 OptionalTensor reduce_final_map, Tensor reduce_partial_map, Tensor o,
@@ -45,14 +56,8 @@ void mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr,
   p.rows_o = o.size(0);
   p.nhead = static_cast<int32_t>(nhead);
   p.head_dim_v = static_cast<int32_t>(head_dim_v);
-  if (p.tiles == 0 || p.rows_o == 0) return;
-  const int64_t units = runtime::driver(place.device.kind).compute_units(place.device.index);
-  // the CPU deals tiles to its threads, a GPU has a wave for each row and head
-  const int64_t blocks = place.device.kind == runtime::DeviceKind::cpu
-                             ? std::max<int64_t>(4 * units, p.tiles)
-                             : std::min<int64_t>(16 * units, p.tiles * max_seqlen_q * nhead);
   thread_local runtime::KernelMemo memo;
-  launch(memo.find(place, 0, [] { return "mla_reduce"; }), p, blocks, place);
+  launch_reduce(memo.find(place, 0, [] { return "mla_reduce"; }), p, max_seqlen_q, place);
 }
 
 }  // namespace hipdecode::torch_ops

@@ -2,9 +2,13 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <array>
+#include <exception>
+
 #include "../runtime/driver.h"
 #include "boxing.h"
 #include "ops.h"
+#include "short_way.h"
 
 STABLE_TORCH_LIBRARY(hipdecode, m) {
   m.def(
@@ -63,6 +67,32 @@ STABLE_TORCH_LIBRARY_IMPL(hipdecode, CUDA, m) {
   m.impl("mla_reduce", boxed<mla_reduce>);
   m.impl("mla_plan", boxed<mla_plan>);
   m.impl("sparse_mla_decode", boxed<sparse_mla_decode>);
+}
+
+/// The functions of short_way.h as a tuple of Python's, in the order of ShortWay; null where this
+/// process has no Python. Called with Python's lock held.
+/// @param exchange torch.Tensor's DLPackExchangeAPI
+extern "C" __attribute__((visibility("default"))) void* hipdecode_short_way(const void* exchange,
+                                                                            void* tensor_type,
+                                                                            void* parameter_type) {
+  static std::array<PyMethodDef, 6> functions = {{
+      {"decode", decode, kFastCall, nullptr},
+      {"learn", learn, kFastCall, nullptr},
+      {"pack_plan", pack_plan, kFastCall, nullptr},
+      {"pack_scratch", pack_scratch, kFastCall, nullptr},
+      {"plan", plan, kFastCall, nullptr},
+      {"pack_planning", pack_planning, kFastCall, nullptr},
+  }};
+  try {
+    const Python& py = python();
+    set_tensor_objects({static_cast<const DlExchange*>(exchange), tensor_type, parameter_type});
+    PyObject* all = py.new_tuple(functions.size());
+    for (size_t i = 0; i < functions.size(); ++i)
+      py.set_item(all, static_cast<intptr_t>(i), py.new_function(&functions[i], nullptr, nullptr));
+    return all;
+  } catch (const std::exception&) {
+    return nullptr;
+  }
 }
 
 namespace {

@@ -327,7 +327,7 @@ def test_route_refuses_with_three_lists(changes: dict[str, object], missing: str
         ({"compute_units": 0}, "compute_units: expected at least 1, got 0"),
         ({"kv_len": -1}, "kv_len: expected tokens >= 0 or None, got -1"),
         ({"route": "asm"}, "route: expected one of hk persistent, got asm"),
-        ({"num_splits": 0}, "num_splits: expected at least 1, got 0"),
+        ({"num_splits": 0}, "num_splits: expected 1 to 1024, got 0"),
         ({"route": "persistent", "num_splits": 2}, "route: expected hk with num_splits=2"),
         ({"route": "persistent", "batch_invariant": True}, "route: expected hk with batch_inv"),
     ],

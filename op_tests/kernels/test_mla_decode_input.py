@@ -130,9 +130,12 @@ UNSUPPORTED: dict[str, tuple[str, Change]] = {
 }
 
 
-def _refused(change: Change, error: type[BadArgument], name: str) -> None:
+def _refused(change: Change, error: type[BadArgument], name: str, calls_before: int = 0) -> None:
     """Calls with one argument changed and expects `error`, its name and an untouched out."""
     inputs = cases.make_inputs(CASE)
+    for _ in range(calls_before):
+        hipdecode.mla_decode(**inputs)
+        hipdecode.mla_decode(**inputs, route="hk", num_splits=1)
     changed = change(inputs)
     arguments: dict[str, object] = {**inputs, "out": _out(), "lse": torch.full((3, 16), 7.0)}
     arguments |= {"return_lse": True, **changed}
@@ -143,10 +146,11 @@ def _refused(change: Change, error: type[BadArgument], name: str) -> None:
             assert (arguments[key] == 7).all(), f"{key}: expected to be untouched"
 
 
+@pytest.mark.parametrize("calls_before", [0, 2])
 @pytest.mark.parametrize("name", BAD)
-def test_mla_decode_refuses_bad_arguments(name: str) -> None:
+def test_mla_decode_refuses_bad_arguments(name: str, calls_before: int) -> None:
     argument, change = BAD[name]
-    _refused(change, BadArgument, argument)
+    _refused(change, BadArgument, argument, calls_before)
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)

@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 
-import hipdecode
+from hipdecode import ops
 from hipdecode.testing.calls import Checker
 from hipdecode.testing.cases import Case
 
@@ -51,7 +51,7 @@ def smoke_set(quick: bool) -> Iterator[tuple[Case, str]]:
 
 def smoke(quick: bool) -> None:
     """Decodes the set and compares every result with the oracle."""
-    hipdecode.ops.load_binding()
+    ops.load_binding()
     check = Checker(TARGET, torch.device("cuda"))
     for case, call in smoke_set(quick):
         check(case, call)

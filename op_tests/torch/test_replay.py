@@ -22,6 +22,7 @@ from hipdecode import settings
 from hipdecode.errors import NotWarmed
 from hipdecode.testing import cases, compare
 from hipdecode.testing.cases import Case
+from hipdecode.workspace import default_workspace
 
 BATCH, PAGE, PAGES_EACH, MOST_ROWS = 6, 16, 20, 4
 FIRST = Case(nhead=16, q_lens=(1, 2, 4, 1, 3, 1), kv_lens=(300, 5, 64, 17, 4, 129), page_size=PAGE)
@@ -186,21 +187,22 @@ def test_threads_on_streams_of_their_own_get_workspaces_of_their_own(device: tor
     held = []
     for stream in (torch.cuda.Stream(), torch.cuda.Stream()):
         with torch.cuda.stream(stream):
-            held.append(hipdecode.workspace.default_workspace(device))
+            held.append(default_workspace(device))
     assert held[0] is not held[1]
 
 
 _COLD = """
 import torch, hipdecode
+from hipdecode import errors, ops
 from hipdecode.testing import cases
 inputs = cases.to_device(cases.make_inputs(cases.Case(kv_lens=(70,))), "cuda")
 out = torch.empty(1, 16, 512, dtype=torch.bfloat16, device="cuda")
-hipdecode.ops.load_binding()
+ops.load_binding()
 graph = torch.cuda.CUDAGraph()
 try:
     with torch.cuda.graph(graph):
         hipdecode.mla_decode(**inputs, out=out, route="hk", num_splits=1)
-except hipdecode.errors.NotWarmed as error:
+except errors.NotWarmed as error:
     print("refused:", error)
 """
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .decode import mla_decode, warmup
+    from .decode import mla_decode
     from .errors import (
         BadArgument,
         BuildError,
@@ -21,16 +21,18 @@ if TYPE_CHECKING:
         WorkspaceError,
     )
     from .ops import load_binding
-    from .plan import MlaPlan, mla_metadata_info, plan_mla_decode
+    from .plan import MlaPlan, plan_mla_decode
+    from .plan_sizes import mla_metadata_info
     from .reduce import mla_reduce
     from .sparse import sparse_mla_decode
     from .sparse_cache import new_sparse_cache, quantize_v4, quantize_v32
+    from .warm import warmup
     from .workspace import Workspace, workspace_bytes
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "decode": ("mla_decode", "warmup"),
+    "decode": ("mla_decode",),
     "errors": (
         "BadArgument",
         "BuildError",
@@ -41,10 +43,12 @@ _HOMES = {
         "WorkspaceError",
     ),
     "ops": ("load_binding",),
-    "plan": ("MlaPlan", "mla_metadata_info", "plan_mla_decode"),
+    "plan": ("MlaPlan", "plan_mla_decode"),
+    "plan_sizes": ("mla_metadata_info",),
     "reduce": ("mla_reduce",),
     "sparse": ("sparse_mla_decode",),
     "sparse_cache": ("new_sparse_cache", "quantize_v32", "quantize_v4"),
+    "warm": ("warmup",),
     "workspace": ("Workspace", "workspace_bytes"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

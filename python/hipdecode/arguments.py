@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from .dispatch import MAX_SPLITS
 from .errors import BadArgument, WorkspaceError
 from .plan import MlaPlan
 from .support import HEAD_DIMS, check_supported
@@ -21,7 +22,6 @@ DTYPE_NAMES = {
 }
 HEAD_DIM_V = dict(HEAD_DIMS)
 OUTPUT_DTYPES = (torch.bfloat16, torch.float16)
-_MAX_SPLITS = 1024
 _ROW_ALIGNMENT = 16  # bytes: vector loads and direct-to-LDS copies need it
 
 
@@ -75,7 +75,7 @@ def check_choices(
     if sm_scale is not None and not (number and math.isfinite(sm_scale) and sm_scale >= 0):
         raise BadArgument(f"sm_scale: expected a number of 0 or more or None, got {sm_scale!r}")
     if num_splits is not None:
-        check_int("num_splits", num_splits, 1, _MAX_SPLITS)
+        check_int("num_splits", num_splits, 1, MAX_SPLITS)
     if workspace is not None and not isinstance(workspace, Workspace):
         raise BadArgument(f"workspace: expected a Workspace or None, got {describe(workspace)}")
 

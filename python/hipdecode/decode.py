@@ -23,7 +23,7 @@ from .dispatch import DecodeShape, logger, route_mla_decode
 from .plan import MlaPlan, plan_mla_decode
 from .registry import wanted_rows
 from .shape_log import log_shape
-from .tables import ROUTES
+from .short_way import PLAN_MISSING, SCRATCH_MISSING, SERVED, ShortWay, is_watched
 from .workspace import SplitScratch, Workspace, default_workspace, split_scratch
 
 _LEAST_ROWS = 16
@@ -96,17 +96,23 @@ def mla_decode(
     Source: DeepSeek-V2 (2024), section 2.1; the split merge is that of Flash-Decoding.
     """
     choice = (kv_len, batch_invariant, route, num_splits)
+    # read before the test, which torch.compile knows to be false
+    short = ops.short_way
+    if torch.compiler.is_dynamo_compiling():
+        short = None
     try:
         if out is None or (return_lse and lse is None):
             out, lse = _outputs(q, out, lse, return_lse)
-        scale = q.shape[2] ** -0.5 if sm_scale is None else sm_scale
-        if isinstance(scale, Tensor) or isinstance(max_seqlen_q, Tensor):
-            raise TypeError("a number on the device: reading it would synchronise")
-        if workspace is not None and not isinstance(workspace, Workspace):
-            raise TypeError("workspace")
         index = (qo_indptr, kv_indptr, kv_indices, kv_last_page_lens)
-        step = _Step(q, kv_buffer, out, lse, *index, q_scale, kv_scale, max_seqlen_q, scale, causal)
-        _decode(step, choice, plan, workspace)
+        first = (q, kv_buffer, out, lse, *index, q_scale, kv_scale, max_seqlen_q)
+        call = (*first, sm_scale, causal)
+        if short is None or not _decode_short(short, call, choice, plan, workspace):
+            scale = q.shape[2] ** -0.5 if sm_scale is None else sm_scale
+            if isinstance(scale, Tensor) or isinstance(max_seqlen_q, Tensor):
+                raise TypeError("a number on the device: reading it would synchronise")
+            if workspace is not None and not isinstance(workspace, Workspace):
+                raise TypeError("workspace")
+            _decode(_Step(*first, scale, causal), choice, plan, workspace)
     except Exception:
         # The operators check all they are given, cheaply, before they write. Only when one refuses
         # is it worth the time to find out whose fault it was and to say so by name.
@@ -135,7 +141,7 @@ class _Step(NamedTuple):
     q_scale: Tensor | None
     kv_scale: Tensor | None
     max_seqlen_q: int
-    sm_scale: float
+    sm_scale: float | None
     causal: bool
 
     @property
@@ -156,11 +162,40 @@ def _outputs(
     return out, lse
 
 
+def _decode_short(
+    short: ShortWay,
+    call: tuple[object, ...],
+    choice: tuple[object, ...],
+    plan: MlaPlan | None,
+    workspace: Workspace | None,
+) -> bool:
+    """Launches a step like an earlier one; False where it is not, or the long way must see it."""
+    if is_watched() or not isinstance(workspace, Workspace | None):
+        return False
+    scratch = None if workspace is None else workspace.packed(short.pack_scratch)
+    packed = plan.packed(short.pack_plan) if isinstance(plan, MlaPlan) else None
+    planned = plan is not None
+    outcome = short.decode(call, choice, scratch, packed, planned)
+    if outcome == SCRATCH_MISSING and workspace is None:
+        scratch = default_workspace(_Step._make(call).q.device).packed(short.pack_scratch)
+        outcome = short.decode(call, choice, scratch, packed, planned)
+    elif outcome == PLAN_MISSING and not planned:
+        packed = _own_plan(_Step._make(call), workspace).packed(short.pack_plan)
+        outcome = short.decode(call, choice, scratch, packed, planned)
+    if outcome != SERVED:
+        return False
+    if logger.isEnabledFor(logging.INFO):
+        step = _Step._make(call)
+        _log(step, _facts(step, _known(step, choice, planned)), planned=planned)
+    return True
+
+
 def _decode(
     step: _Step, choice: tuple[object, ...], plan: MlaPlan | None, workspace: Workspace | None
 ) -> None:
     """Routes a step and launches it."""
-    if torch.compiler.is_compiling():  # the call will be replayed: lengths seen now mean nothing
+    compiling = torch.compiler.is_compiling()
+    if compiling:  # the call will be replayed: lengths seen now mean nothing
         chosen, splits = _prepare(step.q.device, *_facts(step, choice))
     else:
         chosen, splits = _remembered(step, choice, plan is not None)
@@ -170,16 +205,14 @@ def _decode(
         _decode_hk(step, splits, workspace)
     else:
         _decode_persistent(step, plan, workspace)
+    if not compiling and ops.short_way is not None:
+        ops.short_way.learn(step, choice, None, None, plan is not None, chosen, splits)
 
 
 def _remembered(step: _Step, choice: tuple[object, ...], planned: bool) -> tuple[str, int]:
     """As _prepare(), known again by what tensors answer fast: spelling the facts out takes 4 us."""
     q, kv_buffer = step.q, step.kv_buffer
-    # in a graph the lengths of the capture mean nothing to its replays
-    captured = q.is_cuda and torch.cuda.is_current_stream_capturing()
-    if choice[0] is None and not planned and not captured:
-        capacity = step.kv_indices.numel() * kv_buffer.shape[1]
-        choice = (-(-capacity // max(step.batch, 1)), *choice[1:])
+    choice = _known(step, choice, planned)
     key = (
         q.device, q.shape, q.dtype, kv_buffer.shape, kv_buffer.dtype, step.out.shape,
         step.qo_indptr.shape, step.max_seqlen_q, choice, None if q.is_cuda else ops.cpu_state(),
@@ -192,6 +225,17 @@ def _remembered(step: _Step, choice: tuple[object, ...], planned: bool) -> tuple
     if logger.isEnabledFor(logging.INFO):
         _log(step, _facts(step, choice), planned=planned)
     return found
+
+
+def _known(step: _Step, choice: tuple[object, ...], planned: bool) -> tuple[object, ...]:
+    """The choice with the average context, where the host knows at least the capacity."""
+    if choice[0] is not None or planned:
+        return choice
+    # in a graph the lengths of the capture mean nothing to its replays
+    if step.q.is_cuda and torch.cuda.is_current_stream_capturing():
+        return choice
+    capacity = step.kv_indices.numel() * step.kv_buffer.shape[1]
+    return -(-capacity // max(step.batch, 1)), *choice[1:]
 
 
 def _decode_hk(step: _Step, num_splits: int, workspace: Workspace | None) -> None:
@@ -342,43 +386,3 @@ def _own_plan(step: _Step, workspace: Workspace | None) -> MlaPlan:
     if kept is None and workspace is not None:
         workspace.keep_plan(key, plan)
     return plan
-
-
-def warmup(
-    *,
-    q_dtype: str = "bf16",
-    kv_dtype: str = "bf16",
-    head_dim_qk: int = 576,
-    head_dim_v: int = 512,
-    device: torch.device | str | None = None,
-) -> tuple[str, ...]:
-    """Loads, and builds where needed, every kernel that a decode of these types may launch.
-
-    Call it before capturing a graph and before the first request.
-
-    Args:
-        q_dtype: `bf16`, `fp16`, `fp8_e4m3fn` or `fp8_e4m3fnuz`.
-        kv_dtype: likewise.
-        head_dim_qk: columns of q and of the cache.
-        head_dim_v: leading columns of the cache that are V.
-        device: of the tensors; by default torch's current GPU, else the CPU.
-
-    Returns:
-        The names of the kernels.
-
-    Raises:
-        BuildError: one of them could not be built.
-    """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    dims = f"{head_dim_qk}-{head_dim_v}-{q_dtype}-{kv_dtype}"
-    family = ops.target_of(device).family
-    tiles = sorted({wanted_rows(family, packed) for packed in (16, 32, 64, 128)})
-    names = (
-        *(f"mla_decode_{route}/{dims}-{rows}" for route in ROUTES for rows in tiles),
-        "mla_plan",
-        "mla_reduce",
-    )
-    for name in names:
-        ops.ensure_kernel(name, device)
-    return names

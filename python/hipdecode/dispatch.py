@@ -27,7 +27,7 @@ GROUP_ROWS = 128
 _BLOCK_ROWS = {"sm_90": 64}
 """Rows of the largest block where that is fewer: what `auto` counts."""
 MIN_SPLIT_TOKENS = 256
-MAX_AUTO_SPLITS = 32
+MAX_AUTO_SPLITS, MAX_SPLITS = 32, 1024
 INVARIANT_SPLITS = 8
 FILL_GROUPS = 2
 """Groups per compute unit from which the occupancy rule trusts hk to even out ragged contexts."""
@@ -309,8 +309,8 @@ def _check_arguments(shape: DecodeShape) -> None:
     if shape.route is not None and shape.route not in ROUTES:
         known = " ".join(ROUTES)
         raise BadArgument(f"route: expected one of {known}, got {shape.route}; or leave it out")
-    if shape.num_splits is not None and shape.num_splits < 1:
-        raise BadArgument(f"num_splits: expected at least 1, got {shape.num_splits}; or None")
+    if shape.num_splits is not None and not 1 <= shape.num_splits <= MAX_SPLITS:
+        raise BadArgument(f"num_splits: expected 1 to {MAX_SPLITS}, got {shape.num_splits}")
     if shape.route == "persistent" and (shape.batch_invariant or shape.num_splits is not None):
         got = "batch_invariant" if shape.batch_invariant else f"num_splits={shape.num_splits}"
         raise BadArgument(

@@ -22,6 +22,7 @@ import torch
 
 from . import settings, target
 from .errors import BuildError, HipdecodeError, NotWarmed
+from .short_way import ShortWay, open_short_way
 
 _KINDS = {"cpu": 0, "hip": 1, "cuda": 2, "sim": 3}  # as runtime::DeviceKind
 _MESSAGE_BYTES = 4096
@@ -35,6 +36,8 @@ _library: ctypes.CDLL | None = None
 _loaded: set[tuple[str, str]] = set()  # device, kernel
 _callbacks: list[object] = []  # ctypes callbacks must outlive the library
 _cpu_target: target.Target | None = None
+short_way: ShortWay | None = None
+"""How calls like earlier ones reach their kernels; None before the first call, or for good."""
 
 
 def constant_when_traced(function: _Function) -> _Function:
@@ -76,6 +79,8 @@ def _load() -> ctypes.CDLL:
     _callbacks.append(callback)
     library.hipdecode_set_loader(callback)
     _set_devices(library, target_of("cpu"))
+    global short_way
+    short_way = open_short_way(path)
     for name in _OPERATORS:
         torch.library.register_fake(f"hipdecode::{name}", _writes_only)
     return library

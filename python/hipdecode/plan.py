@@ -4,21 +4,18 @@
 The schedule is made on the device from the lengths there and from host integers, never a dtype.
 """
 
-from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import ops
 from .errors import BadArgument, WorkspaceError
+from .plan_sizes import TILE_ROWS, Bounds, bounds, check_int, check_max_split, sizes
+from .short_way import SERVED, is_watched
 
-TILE_ROWS = 128
-"""(query token x head) rows of one work at most, on every target and for every dtype."""
-
-MetadataSize = tuple[int | tuple[int, int], torch.dtype]
-_Six = tuple[MetadataSize, MetadataSize, MetadataSize, MetadataSize, MetadataSize, MetadataSize]
 _Buffers = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -61,165 +58,37 @@ class MlaPlan:
     causal: bool
     intra_batch_mode: bool
     num_kv_splits: int
+    _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def packed(self, pack: Callable[..., bytes | None]) -> bytes | None:
+        """What the short way of a decode needs of the plan, made once; `pack` is its pack_plan."""
+        if "decode" not in self._kept:
+            lists = (self.work_indptr, self.work_info_set, self.reduce_indptr)
+            maps = (self.reduce_final_map, self.reduce_partial_map)
+            partials = (self.partial_output, self.partial_lse)
+            step = (self.batch, self.nhead, self.max_seqlen_q, self.page_size, self.causal)
+            self._kept["decode"] = pack(*lists, *maps, *partials, *step)
+        return self._kept["decode"]  # type: ignore[no-any-return]
+
+    def planned_before(self, choices: tuple[object, ...]) -> bytes | None:
+        """The packed arguments of the last mla_plan into this plan, if its choices were these."""
+        kept = self._kept.get("plan")
+        return kept[1] if kept and kept[0] == choices else None
+
+    def keep_planning(self, choices: tuple[object, ...], packed: bytes | None) -> None:
+        """Keeps what `planned_before` returns."""
+        self._kept["plan"] = (choices, packed)
+
+    @property
+    def facts(self) -> tuple[int, ...]:
+        """What it was made for, in the order of the fields."""
+        step = (self.batch, self.nhead, self.max_seqlen_q, self.page_size, self.causal)
+        return *step, self.intra_batch_mode, self.num_kv_splits
 
     @property
     def clusters(self) -> int:
         """Persistent workers that the works are dealt to."""
         return self.work_indptr.numel() - 1
-
-
-class _Bounds(NamedTuple):
-    """What no schedule exceeds, whatever the lengths."""
-
-    clusters: int
-    tiles: int
-    works: int
-    partials: int
-    partial_rows: int
-
-
-def _bounds(
-    batch: int,
-    max_seqlen_q: int,
-    nhead: int,
-    *,
-    is_sparse: bool,
-    intra_batch_mode: bool,
-    num_kv_splits: int,
-    max_split_per_batch: int,
-    clusters: int,
-) -> _Bounds:
-    """The proof is in `mla_metadata_info`."""
-    if is_sparse:
-        batch, max_seqlen_q = batch * max_seqlen_q, 1
-    rows_cap = max(TILE_ROWS // nhead, 1)
-    tiles = batch * -(-max_seqlen_q // rows_cap)
-    tile_rows = min(rows_cap, max_seqlen_q)
-    if intra_batch_mode:
-        cuts = num_kv_splits if max_split_per_batch < 0 else min(num_kv_splits, max_split_per_batch)
-        works = min(tiles * cuts, clusters + tiles - 1)
-        partials = works
-        split_tiles = min(tiles, clusters - 1)
-        pieces = min(split_tiles * cuts, clusters + split_tiles - 1)
-    else:
-        budget = clusters if max_split_per_batch < 0 else min(clusters, max_split_per_batch * batch)
-        cuts = max(budget - 1, 0)
-        works = tiles + cuts
-        partials = pieces = cuts + min(tiles, cuts)
-    return _Bounds(
-        clusters=clusters,
-        tiles=max(tiles, 1),
-        works=max(works, 1),
-        partials=max(partials, 1),
-        partial_rows=max(pieces * tile_rows, 1),
-    )
-
-
-def _check_int(name: str, value: int, low: int, high: int = 2**31 - 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise BadArgument(f"{name}: expected an int from {low} to {high}, got {value!r}")
-
-
-def _check_max_split(value: int) -> None:
-    if value != -1:
-        _check_int("max_split_per_batch (-1 for no limit)", value, 1)
-
-
-def mla_metadata_info(
-    batch_size: int,
-    max_seqlen_qo: int,
-    num_head_qo: int,
-    q_dtype: torch.dtype,
-    kv_dtype: torch.dtype,
-    *,
-    is_sparse: bool = False,
-    fast_mode: bool = True,
-    num_kv_splits: int = 32,
-    intra_batch_mode: bool = False,
-    max_split_per_batch: int = -1,
-    compute_units: int | None = None,
-) -> _Six:
-    """Sizes of the six metadata tensors, enough for every batch within the arguments.
-
-    Buffers of these sizes serve any smaller batch, any lengths and ragged query lengths.
-
-    Let C be the clusters, R = max(128 // heads, 1) the query rows of a tile and
-    N = batch * ceil(max_seqlen_qo / R) the tiles (sparse: one per query token, R = 1). A request
-    of q rows has ceil(q / R) tiles of at most min(R, max_seqlen_qo) rows, so N bounds any batch.
-
-    Balanced planner: let b = min(C, max_split_per_batch * batch), or C without that limit. A cut
-    ends its cluster, and every cluster that is ended advances the line of blocks by at least its
-    share ceil(total / b), so cluster b at the latest reaches the end of the line: at most b - 1
-    cuts. Each cut adds one work to the N of uncut tiles: works <= N + b - 1. A tile with k cuts
-    has k + 1 partials, uncut ones have none: partials <= (b - 1) + min(N, b - 1).
-
-    Intra-batch planner: n <= N tiles get s <= min(num_kv_splits, max_split_per_batch, ceil(C / n))
-    works each, and n * ceil(C / n) <= C + n - 1, so works <= min(N * that, C + N - 1). An uncut
-    tile is one partial of -1, so partials = works. Tiles are cut only where n < C.
-
-    The partial buffers need min(R, max_seqlen_qo) rows per partial that is not -1: for the balanced
-    planner at most 2 * (C - 1) * 128 rows of one head, whatever the batch, heads and context.
-
-    Args:
-        batch_size: requests at most.
-        max_seqlen_qo: query rows of one request at most.
-        num_head_qo: query heads, 1 to 128.
-        q_dtype: accepted as AITER's callers pass it; sizes do not depend on it.
-        kv_dtype: as q_dtype.
-        is_sparse: each query token is planned as a request of its own.
-        fast_mode: size for the balanced planner, also where neither mode is set.
-        num_kv_splits: works per tile at most, intra-batch planner only.
-        intra_batch_mode: size for the intra-batch planner; with `fast_mode` for either of them.
-        max_split_per_batch: -1, or the number of cuts allowed per request on average.
-        compute_units: clusters; by default those of the current GPU, else torch's CPU threads.
-
-    Returns:
-        (size, dtype) of work_metadata_ptrs, work_indptr, work_info_set, reduce_indptr,
-        reduce_final_map, reduce_partial_map; a size is an int or a pair.
-
-    Raises:
-        BadArgument: an argument is out of its range.
-
-    Source: AITER, get_mla_metadata_info_v1 (order and meaning; the bounds are ours).
-    """
-    _check_int("batch_size", batch_size, 0)
-    _check_int("max_seqlen_qo", max_seqlen_qo, 1)
-    _check_int("num_head_qo", num_head_qo, 1, TILE_ROWS)
-    _check_int("num_kv_splits", num_kv_splits, 1)
-    _check_max_split(max_split_per_batch)
-    for name, dtype in (("q_dtype", q_dtype), ("kv_dtype", kv_dtype)):
-        if not isinstance(dtype, torch.dtype):
-            raise BadArgument(f"{name}: expected a torch.dtype, got {dtype!r}")
-    if compute_units is None:
-        compute_units = ops.compute_units("cuda" if torch.cuda.is_available() else "cpu")
-    _check_int("compute_units", compute_units, 1)
-
-    bounds = partial(
-        _bounds,
-        batch_size,
-        max_seqlen_qo,
-        num_head_qo,
-        is_sparse=is_sparse,
-        num_kv_splits=num_kv_splits,
-        max_split_per_batch=max_split_per_batch,
-        clusters=compute_units,
-    )
-    need = bounds(intra_batch_mode=intra_batch_mode)
-    if intra_batch_mode and fast_mode:
-        balanced = bounds(intra_batch_mode=False)
-        need = _Bounds(*(max(pair) for pair in zip(need, balanced, strict=True)))
-    return _sizes(need)
-
-
-def _sizes(need: _Bounds) -> _Six:
-    return (
-        (2, torch.uint64),
-        (need.clusters + 1, torch.int32),
-        ((need.works, 8), torch.int32),
-        (need.tiles + 1, torch.int32),
-        ((need.tiles, 2), torch.int32),
-        (need.partials, torch.int32),
-    )
 
 
 def _check_index(name: str, tensor: Tensor, least: int, device: torch.device) -> None:
@@ -251,15 +120,15 @@ def _check_lengths(
 def _clusters(compute_units: int | None, out: MlaPlan | None, device: torch.device) -> int:
     if compute_units is None:
         return ops.compute_units(device) if out is None else out.clusters
-    _check_int("compute_units", compute_units, 1)
+    check_int("compute_units", compute_units, 1)
     if out is not None and compute_units != out.clusters:
         raise WorkspaceError(f"compute_units: expected out's {out.clusters}, got {compute_units}")
     return compute_units
 
 
-def _allocate(need: _Bounds, nhead: int, head_dim_v: int, device: torch.device) -> _Buffers:
+def _allocate(need: Bounds, nhead: int, head_dim_v: int, device: torch.device) -> _Buffers:
     ptrs, work_indptr, info, reduce_indptr, final_map, partial_map = (
-        torch.empty(size, dtype=dtype, device=device) for size, dtype in _sizes(need)
+        torch.empty(size, dtype=dtype, device=device) for size, dtype in sizes(need)
     )
     output = torch.empty((need.partial_rows, nhead, head_dim_v), dtype=torch.float32, device=device)
     lse = torch.empty(output.shape[:2], dtype=torch.float32, device=device)
@@ -267,7 +136,7 @@ def _allocate(need: _Bounds, nhead: int, head_dim_v: int, device: torch.device) 
 
 
 def _reuse(
-    out: MlaPlan, need: _Bounds, nhead: int, head_dim_v: int, device: torch.device
+    out: MlaPlan, need: Bounds, nhead: int, head_dim_v: int, device: torch.device
 ) -> _Buffers:
     if out.work_indptr.device != device:
         raise WorkspaceError(f"out: expected a plan on {device}, got {out.work_indptr.device}")
@@ -338,20 +207,31 @@ def plan_mla_decode(
         BadArgument: an argument has a wrong type, shape, device or range.
         WorkspaceError: `out` is too small or of another shape.
     """
-    _check_int("nhead", nhead, 1, TILE_ROWS)
-    _check_int("max_seqlen_q", max_seqlen_q, 1)
-    _check_int("page_size", page_size, 1)
-    _check_int("num_kv_splits", num_kv_splits, 1)
-    _check_int("head_dim_v", head_dim_v, 1)
-    _check_int("topk (-1 for dense)", topk, -1)
-    _check_max_split(max_split_per_batch)
+    choices = (
+        nhead, max_seqlen_q, page_size, causal, compute_units, max_split_per_batch,
+        intra_batch_mode, num_kv_splits, kv_granularity, uni_seqlen_qo, topk, head_dim_v,
+    )  # fmt: skip
+    short = ops.short_way
+    if torch.compiler.is_dynamo_compiling() or not isinstance(out, MlaPlan) or is_watched():
+        short = None
+    if short is not None and out is not None:
+        before = out.planned_before(choices)
+        if short.plan(before, qo_indptr, kv_indptr, kv_last_page_lens) == SERVED:
+            return out
+    check_int("nhead", nhead, 1, TILE_ROWS)
+    check_int("max_seqlen_q", max_seqlen_q, 1)
+    check_int("page_size", page_size, 1)
+    check_int("num_kv_splits", num_kv_splits, 1)
+    check_int("head_dim_v", head_dim_v, 1)
+    check_int("topk (-1 for dense)", topk, -1)
+    check_max_split(max_split_per_batch)
     if uni_seqlen_qo != -1:
-        _check_int("uni_seqlen_qo (-1 for ragged)", uni_seqlen_qo, 1, max_seqlen_q)
+        check_int("uni_seqlen_qo (-1 for ragged)", uni_seqlen_qo, 1, max_seqlen_q)
     if kv_granularity is None:
         kv_granularity = max(min(16, 64 // page_size), 1)
-    _check_int("kv_granularity", kv_granularity, 1)
+    check_int("kv_granularity", kv_granularity, 1)
     batch, device = _check_lengths(qo_indptr, kv_indptr, kv_last_page_lens)
-    need = _bounds(
+    need = bounds(
         batch,
         max_seqlen_q,
         nhead,
@@ -365,27 +245,17 @@ def plan_mla_decode(
     if out is None:
         plan = MlaPlan(*_allocate(need, nhead, head_dim_v, device), *facts)
     else:
-        plan = MlaPlan(*_reuse(out, need, nhead, head_dim_v, device), *facts)
+        buffers = _reuse(out, need, nhead, head_dim_v, device)
+        plan = out if out.facts == facts else MlaPlan(*buffers, *facts)
     ops.ensure_kernel("mla_plan", device)
-    torch.ops.hipdecode.mla_plan(
-        qo_indptr,
-        kv_indptr,
-        kv_last_page_lens,
-        plan.work_metadata_ptrs,
-        plan.work_info_set,
-        plan.work_indptr,
-        plan.reduce_indptr,
-        plan.reduce_final_map,
-        plan.reduce_partial_map,
-        nhead,
-        page_size,
-        kv_granularity,
-        max_seqlen_q,
-        uni_seqlen_qo,
-        topk,
-        max_split_per_batch,
-        causal,
-        intra_batch_mode,
+    lists = (plan.work_metadata_ptrs, plan.work_info_set, plan.work_indptr)
+    maps = (plan.reduce_indptr, plan.reduce_final_map, plan.reduce_partial_map)
+    arguments = (
+        qo_indptr, kv_indptr, kv_last_page_lens, *lists, *maps, nhead, page_size, kv_granularity,
+        max_seqlen_q, uni_seqlen_qo, topk, max_split_per_batch, causal, intra_batch_mode,
         num_kv_splits,
-    )
+    )  # fmt: skip
+    torch.ops.hipdecode.mla_plan(*arguments)
+    if short is not None and plan is out:
+        plan.keep_planning(choices, short.pack_planning(*arguments))
     return plan

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -52,6 +53,7 @@ class Workspace:
         self._arrivals = torch.zeros(0, dtype=torch.int32, device=self.device)
         self._splits: OrderedDict[tuple[int, ...], SplitScratch] = OrderedDict()
         self._plans: OrderedDict[tuple[object, ...], MlaPlan] = OrderedDict()
+        self._packed: bytes | None = None
         _all.add(self)
 
     @property
@@ -59,6 +61,12 @@ class Workspace:
         """Bytes held, plans included."""
         plans = sum(_plan_bytes(plan) for plan in self._plans.values())
         return self._floats.nbytes + self._arrivals.nbytes + plans
+
+    def packed(self, pack: Callable[..., bytes | None]) -> bytes | None:
+        """What the short way of a call needs of it, made once; `pack` is its pack_scratch."""
+        if self._packed is None:
+            self._packed = pack(self._floats, self._arrivals)
+        return self._packed
 
     def splits(
         self, rows: int, nhead: int, head_dim_v: int, num_splits: int, counters: int
@@ -75,13 +83,13 @@ class Workspace:
             return found
         values = rows * num_splits * nhead
         if values * (head_dim_v + 1) > self._floats.numel():
-            self._splits.clear()
+            self._forget()
             self._check_growth(values * (head_dim_v + 1) * 4)
             self._floats = torch.empty(
                 values * (head_dim_v + 1), dtype=torch.float32, device=self.device
             )
         if counters > self._arrivals.numel():
-            self._splits.clear()
+            self._forget()
             self._check_growth(counters * 4)
             self._arrivals = torch.zeros(counters, dtype=torch.int32, device=self.device)
         if len(self._splits) >= _MAX_PLANS:
@@ -112,6 +120,11 @@ class Workspace:
         """
         self._check_growth(_plan_bytes(plan))
         self._plans[key] = plan
+
+    def _forget(self) -> None:
+        """What was made of memory that is about to be replaced."""
+        self._splits.clear()
+        self._packed = None
 
     def _check_growth(self, more: int) -> None:
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():

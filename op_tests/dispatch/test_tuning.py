@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from hipdecode import settings as package_settings
 from hipdecode import target as targets
 from hipdecode.cli import tune
-from hipdecode.cli.tune import context_lengths, noise_pct
 from hipdecode.errors import TableError
 from hipdecode.tables import Rect, Table, TableKey, parse_table, read_table
+from hipdecode.testing import tune_run
+from hipdecode.testing.tune_run import context_lengths, noise_pct
 from hipdecode.tuning import (
     HK,
     PERSISTENT,
@@ -192,9 +193,9 @@ def test_choices_on_a_gpu_are_the_rule_and_other_split_counts(
     batch: int, nhead: int, kv_len: int, numbers: list[int]
 ) -> None:
     point = Point(replace(KEY, nhead=nhead), batch, kv_len)
-    found = tune.choices(point, targets.resolve("sm_90"))
+    found = tune_run.choices(point, targets.resolve("sm_90"))
     assert found == (HK, *(Choice("hk", number) for number in numbers), PERSISTENT)
-    assert tune.choices(point, targets.resolve("cpu")) == (HK, PERSISTENT)
+    assert tune_run.choices(point, targets.resolve("cpu")) == (HK, PERSISTENT)
 
 
 def test_row_has_the_split_count_and_gains_over_the_other_route() -> None:
@@ -296,7 +297,8 @@ def test_tune_command_writes_a_proven_table_and_keeps_other_keys(
 ) -> None:
     budgets = []
 
-    def fake(point: Point, where: object, budget_s: float, *_: object) -> Measurement:
+    def fake(point: Point, how: tune_run.How, budget_s: float) -> Measurement:
+        assert how.spread == 0.5
         budgets.append(budget_s)
         return measured(point, crossover(point))
 

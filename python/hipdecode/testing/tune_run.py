@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: MIT
+"""Measures one point of a tuning grid: every choice, interleaved and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hipdecode import target
+from hipdecode.dispatch import NOISE_PCT, auto_splits
+from hipdecode.errors import HipdecodeError
+from hipdecode.testing import timing
+from hipdecode.testing.bench_case import DecodeCase
+from hipdecode.testing.bench_report import Checked, Oracle
+from hipdecode.testing.device_clock import WARMUP
+from hipdecode.testing.peers import Hipdecode
+from hipdecode.tuning import HK, PERSISTENT, Choice, Measurement, Point, Trial
+
+_MIN_ROUNDS = 5
+_QUIET_SHARE = 0.02
+"""Of a round's time: threads waited less than this for a CPU."""
+_BYTES_OF_A_TOKEN = 576 * (4 + 2)
+_GPU_BLOCK_ROWS = 64
+_GPU_WAVES = 4
+_GPU_SPLIT_TOKENS = 64
+_GPU_SPLIT_POWERS = 6
+"""Splits of hk to try on a GPU: powers of two up to 32, 64 tokens or more each, 4 waves at most."""
+
+
+def choices(point: Point, where: target.Target) -> tuple[Choice, ...]:
+    """What is timed at a point: both routes, on a GPU also split counts beside that of the rule."""
+    if where.device_type == "cpu":
+        return HK, PERSISTENT
+    blocks = point.batch * -(-point.key.nhead * point.key.q_len // _GPU_BLOCK_ROWS)
+    most = min(_GPU_WAVES * where.compute_units() // blocks, point.kv_len // _GPU_SPLIT_TOKENS)
+    splits = [2**power for power in range(_GPU_SPLIT_POWERS) if power == 0 or 2**power <= most]
+    by_rule = _splits(HK, point, where)
+    return HK, *(Choice("hk", count) for count in splits if count != by_rule), PERSISTENT
+
+
+def _splits(choice: Choice, point: Point, where: target.Target) -> int | None:
+    """The number that a choice comes down to at a point; None for persistent."""
+    if choice == HK:
+        return auto_splits(
+            family=where.family,
+            batch=point.batch,
+            nhead=point.key.nhead,
+            q_len=point.key.q_len,
+            compute_units=where.compute_units(),
+            kv_len=point.kv_len,
+        )
+    return choice.num_splits if isinstance(choice.num_splits, int) else None
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How points are measured.
+
+    Attributes:
+        target: whose kernels run; it decides the tolerance.
+        clock: what a time is.
+        spread: see `context_lengths`.
+        rounds: rounds that are enough.
+    """
+
+    target: target.Target
+    clock: timing.Clock
+    spread: float = 0.0
+    rounds: int = 25
+
+
+def measure(point: Point, how: How, budget_s: float) -> Measurement:
+    """Time all choices at one point in interleaved rounds and check them against the oracle.
+
+    Rounds in which a thread of this process had to wait for a CPU tell of the machine's other
+    users, and punish the route with more launches: they do not count, unless the clock is the
+    device's own. Without enough others the point counts as not measured, nor does one whose KV
+    cache the device has no memory for.
+
+    Args:
+        point: the shape.
+        how: see How.
+        budget_s: seconds to find enough quiet rounds in, about.
+
+    Raises:
+        HipdecodeError: a choice is not within its tolerance: no speed excuses a wrong result.
+    """
+    key, where = point.key, how.target
+    if not _fits(point, where):
+        return Measurement(point, {}, 0)
+    case = DecodeCase.draw(
+        context_lengths(point, how.spread),
+        nhead=key.nhead,
+        q_len=key.q_len,
+        q_dtype=key.q_dtype,
+        kv_dtype=key.kv_dtype,
+        page_size=key.page_size,
+        device=where.device_type,
+    )
+    oracle = Oracle(case)
+    checks: dict[Choice, Checked] = {}
+    thunks: dict[str, list[timing.Thunk]] = {}
+    for choice in choices(point, where):
+        forced = Hipdecode(str(choice), choice.route, _splits(choice, point, where))
+        call = forced.prepare(case)
+        checks[choice] = oracle.check(call(), where.name)
+        if not checks[choice].within:
+            raise HipdecodeError(
+                f"tune: expected {choice} within its tolerance at {key} batch {point.batch} kv_len "
+                f"{point.kv_len}, got an error of {checks[choice].max_err:.2e}; fix the kernel "
+                "first"
+            )
+        thunks[str(choice)] = [how.clock.ready(call)]
+    rounds = _time_rounds(thunks, budget_s, how)
+    quiet = [one for one in rounds if one.waited_share <= _QUIET_SHARE]
+    enough = len(quiet) >= _MIN_ROUNDS
+    counted = quiet if enough else rounds
+    times = {choice: [one.ms[str(choice)] for one in counted] for choice in checks}
+    fastest = min(times, key=lambda choice: statistics.median(times[choice]))
+    trials = {
+        choice: _trial(ms, times[fastest], checks[choice].max_err) for choice, ms in times.items()
+    }
+    return Measurement(point, trials, len(quiet) if enough else 0)
+
+
+def _fits(point: Point, where: target.Target) -> bool:
+    """Whether a GPU holds the cache and the numbers it is drawn from."""
+    if where.device_type == "cpu":
+        return True
+    return point.batch * point.kv_len * _BYTES_OF_A_TOKEN < torch.cuda.mem_get_info()[1]
+
+
+def _trial(ms: Sequence[float], fastest: Sequence[float], max_err: float) -> Trial:
+    ratios = [a / b for a, b in zip(ms, fastest, strict=True)]
+    us, least = 1e3 * statistics.median(ms), 1e3 * min(ms)
+    return Trial(us, least, statistics.median(ratios), noise_pct(ratios), max_err)
+
+
+def context_lengths(point: Point, spread: float) -> tuple[int, ...]:
+    """Return the context of each request: evenly spread over kv_len * (1 +- spread), shuffled.
+
+    Their mean is the point's kv_len; none is shorter than the key's q_len.
+    """
+    batch = point.batch
+    lengths = [
+        max(point.key.q_len, round(point.kv_len * (1 + spread * (2 * (i + 0.5) / batch - 1))))
+        for i in range(batch)
+    ]
+    random.Random(0).shuffle(lengths)
+    return tuple(lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    ms: dict[str, float]
+    waited_share: float
+
+
+def _time_rounds(thunks: dict[str, list[timing.Thunk]], budget_s: float, how: How) -> list[_Round]:
+    """Time rounds until enough were quiet or the seconds are spent; a device has no others."""
+    clock = how.clock
+    if clock.name == "device":
+        times = timing.measure(thunks, rounds=how.rounds, warmup=WARMUP, clock=clock)
+        each = zip(*(times[name].ms for name in thunks), strict=True)
+        return [_Round(dict(zip(thunks, ms, strict=True)), 0.0) for ms in each]
+    deadline = time.monotonic() + budget_s
+    timing.measure(thunks, rounds=1, warmup=2, clock=clock)
+    rounds: list[_Round] = []
+    waits: list[float] = []
+    while True:
+        waits[:] = [_waited_ms()]
+        times = timing.measure(
+            thunks,
+            rounds=_MIN_ROUNDS,
+            warmup=0,
+            on_round=lambda: waits.append(_waited_ms()),
+            clock=clock,
+        )
+        for index, (before, after) in enumerate(itertools.pairwise(waits)):
+            ms = {name: times[name].ms[index] for name in thunks}
+            rounds.append(_Round(ms, (after - before) / sum(ms.values())))
+        quiet = sum(one.waited_share <= _QUIET_SHARE for one in rounds)
+        if quiet >= how.rounds or time.monotonic() > deadline:
+            return rounds
+
+
+def _waited_ms() -> float:
+    """Milliseconds that threads of this process were ready but had no CPU; 0 where not counted."""
+    waited_ns = 0
+    for stat in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):  # a thread may just have ended
+            waited_ns += int(stat.read_text().split()[1])
+    return waited_ns * 1e-6
+
+
+def noise_pct(ratios: list[float]) -> float:
+    """Return what the median of per-round ratios may be off by, in percent of it.
+
+    Twice the standard error of a median, estimated from the quartiles, which a few disturbed rounds
+    do not move; never less than the floor that routes call noise.
+    """
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    standard_error = 1.2533 * (high - low) / 1.349 / math.sqrt(len(ratios))
+    return max(NOISE_PCT, 200 * standard_error / middle)

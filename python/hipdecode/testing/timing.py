@@ -266,7 +266,8 @@ def gemm_gflops(
     Args:
         dtype: of both operands.
         size: the matrices are size x size; 768 fits the L2 cache of no core, the L3 of all.
-        repeats: the fastest of so many counts on a CPU, their median on a GPU, whose clock drops.
+        repeats: the fastest of so many counts on a CPU; on a GPU, whose clock drops under load,
+            the median of so many after as many more.
         clock: see measure.
         device: where the matrices live.
     """
@@ -274,8 +275,9 @@ def gemm_gflops(
     out = torch.empty_like(a)
     clock = clock or HostClock.here()
     multiply = clock.ready(lambda: torch.mm(a, a, out=out))
-    timing = measure({"mm": [multiply]}, rounds=repeats, warmup=2, clock=clock)["mm"]
-    return 2e-6 * size**3 / (timing.best if device == "cpu" else timing.p50)
+    on_cpu = device == "cpu"
+    took = measure({"mm": [multiply]}, rounds=repeats, warmup=2 if on_cpu else repeats, clock=clock)
+    return 2e-6 * size**3 / (took["mm"].best if on_cpu else took["mm"].p50)
 
 
 def _cpu_model_and_flags() -> tuple[str, frozenset[str]]:

@@ -37,7 +37,7 @@ struct SparseMlaDecode {
   static constexpr int kWaves = Tiles::kWaves, kRows = Tiles::kRows, kTokens = Tiles::kTokens;
   static constexpr int32_t kMinSplitKeys = 64;
   static constexpr int32_t kMostKeys = 1 << 24;  // of a list: counted exactly by fp32 as well
-  static_assert(tile::DecodeTilesOf<Tiles, tile::Block, tile::PackedKey>,
+  static_assert(tile::DecodeTilesOf<Tiles, tile::Block, tile::PackedKeyRef<Shape::kFormat>>,
                 "the target lacks an operation of a decode kernel, see concepts.h");
 
   /// The list of one token in one cache.
@@ -67,23 +67,24 @@ struct SparseMlaDecode {
     return {first, cache.topk == 0 ? 0 : static_cast<int32_t>(length)};
   }
 
-  /// Key n of a tile: in the main cache, behind its list in the extra one.
+  /// Key n of a tile: in the main cache, behind its list in the extra one. What lies past the end
+  /// is looked up at the beginning, where there is a slot.
   struct KeyAt {
     const Params& p;
     const Slots &main, &extra;
-    int32_t begin;
+    int32_t begin, end;
 
-    TILE_FN tile::PackedKey operator()(int n) const {
-      const int32_t at = begin + n;
+    TILE_FN tile::PackedKeyRef<Shape::kFormat> operator()(int n) const {
+      const int32_t at = begin + n < end ? begin + n : 0;
       const bool is_extra = at >= main.count;
       const abi::SparseCache& cache = is_extra ? p.extra : p.main;
-      const int32_t slot = is_extra ? extra.first[at - main.count] : main.first[at];
-      if (!is_slot(cache, slot)) return {nullptr, nullptr, false};
-      const int32_t block = slot >> cache.block_bits;
-      const int32_t position = slot - (block << cache.block_bits);
-      const uint8_t* bytes = cache.blocks + block * cache.stride_block;
-      return {bytes + int64_t{position} * Layout::kDataBytes,
-              bytes + Layout::scales_at(position, 1 << cache.block_bits), is_extra};
+      const int32_t* slot = is_extra ? extra.first + (at - main.count) : main.first + at;
+      return {.blocks = cache.blocks,
+              .stride_block = cache.stride_block,
+              .block_bits = cache.block_bits,
+              .slots = static_cast<uint32_t>(cache.num_slots),
+              .slot = static_cast<uint32_t>(*slot),
+              .extra = is_extra};
     }
   };
 
@@ -131,7 +132,7 @@ struct SparseMlaDecode {
         tiles, begin, end, p.sm_scale * tile::kLog2E,
         [&](int32_t from) {
           const int32_t count = end - from < kTokens ? end - from : kTokens;
-          return tiles.gather(KeyAt{p, main, extra, from}, count > 0 ? count : 0);
+          return tiles.gather(KeyAt{p, main, extra, from, end}, count > 0 ? count : 0);
         },
         [](int32_t, int32_t count) { return [count](int) { return count; }; });
   }

@@ -62,4 +62,30 @@ struct PackedKey {
   constexpr operator const uint8_t*() const { return data; }
 };
 
+/// The same by a slot that may still be on its way: what asks for the key waits for it.
+template <KeyFormat kFormat>
+struct PackedKeyRef {
+  const uint8_t* blocks;
+  int64_t stride_block;  // bytes
+  int32_t block_bits;    // log2 of the tokens of a block
+  uint32_t slots;        // slots from here on name no key
+  uint32_t slot;
+  bool extra;
+
+  constexpr bool exists() const { return slot < slots; }
+
+  constexpr PackedKey unchecked() const {
+    const auto block = slot >> block_bits;
+    const auto position = static_cast<int32_t>(slot - (block << block_bits));
+    const uint8_t* bytes = blocks + static_cast<int64_t>(block) * stride_block;
+    using Layout = KeyLayout<kFormat>;
+    return {bytes + int64_t{position} * Layout::kDataBytes,
+            bytes + Layout::scales_at(position, 1 << block_bits), extra};
+  }
+
+  constexpr operator PackedKey() const {
+    return exists() ? unchecked() : PackedKey{nullptr, nullptr, false};
+  }
+};
+
 }  // namespace hipdecode::tile

@@ -11,15 +11,15 @@ constexpr float row_scale(float sum, float value_scale) {
   return sum == 0 ? 0.0f : value_scale / sum;
 }
 
-/// As row_scale() for values of scale 1 beside an attention sink: a logit without a value that
-/// joins the denominator. `maximum` is the row's in base 2, `sum` is relative to it.
+/// The share of a row's softmax that its keys keep beside an attention sink: a logit without a
+/// value that joins the denominator. `lse2` is the row's log-sum-exp in base 2.
 template <class Exp2>
-constexpr float row_scale_beside(float sink, float maximum, float sum, Exp2 exp2) {
-  if (sink == -kInfinity) return row_scale(sum, 1.0f);
-  if (sum == 0 || sink == kInfinity) return 0;
-  const float logit = sink * kLog2E, top = logit > maximum ? logit : maximum;
-  const float share = exp2(maximum - top);
-  return share / (sum * share + exp2(logit - top));
+constexpr float share_beside(float sink, float lse2, Exp2 exp2) {
+  if (sink == -kInfinity) return 1;
+  if (sink == kInfinity) return 0;
+  const float logit = sink * kLog2E, top = logit > lse2 ? logit : lse2;
+  const float keys = exp2(lse2 - top);
+  return keys / (keys + exp2(logit - top));
 }
 
 /// Natural log-sum-exp of a row from its maximum in base 2, its sum and log2 of that sum.

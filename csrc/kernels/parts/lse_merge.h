@@ -34,9 +34,9 @@ TILE_FN void merge_partials(const MergedRow& to, const float* partial_o, const f
     total += weight;
     sum.add(partial_o + at * head_dim_v, weight, head_dim_v);
   }
-  const float scale = tile::row_scale_beside(to.sink, best * tile::kLog2E, total,
-                                             [](float x) { return tile::exp2(x); });
-  sum.store(to.o, scale, head_dim_v, to.type);
+  const float share = tile::share_beside(to.sink, best * tile::kLog2E + tile::log2(total),
+                                         [](float x) { return tile::exp2(x); });
+  sum.store(to.o, tile::row_scale(total, share), head_dim_v, to.type);
   if (to.lse != nullptr && tile::first_lane())
     *to.lse = total == 0 ? -tile::kInfinity : best + tile::log2(total) * tile::kLn2;
 }

@@ -221,11 +221,9 @@ struct DecodeTiles {
       for (int quad = 0; quad < kHeadDimV / 4; ++quad)
         std::memcpy(ordered + 4 * quad, out + kOutputOffsets.at[quad], 4 * sizeof(float));
       const float sum = s_.running_sum[r];
-      const float scale = to.sink == -kInfinity
-                              ? row_scale(sum, value_scale)
-                              : value_scale * row_scale_beside(to.sink, s_.running_max[r], sum,
-                                                               [](float x) { return exp2(x); });
-      write_row(to.o, ordered, scale, kHeadDimV, to.type);
+      const float share =
+          share_beside(to.sink, s_.running_max[r] + log2(sum), [](float x) { return exp2(x); });
+      write_row(to.o, ordered, row_scale(sum, value_scale) * share, kHeadDimV, to.type);
       if (to.lse != nullptr) *to.lse = row_lse(s_.running_max[r], sum, log2(sum));
     }
   }

@@ -53,6 +53,10 @@ struct KeyLayout<KeyFormat::v4> {
   }
 };
 
+/// Whether the keys of a kernel's shape are packed.
+template <class Shape>
+constexpr bool kIsPacked = requires { Shape::kFormat; };
+
 /// Where a key of such a format lies; null: there is none.
 struct PackedKey {
   const uint8_t* data;

@@ -130,7 +130,8 @@ abi::SparseMlaParams checked_rows(const Tensor& q, const Tensor& o, const Option
   p.o_stride_head = o.stride(1);
   p.tokens = static_cast<int32_t>(tokens);
   p.nhead = static_cast<int32_t>(nhead);
-  p.sm_scale = static_cast<float>(sm_scale);
+  // hidden scores are -inf, and zero times that is NaN: this is zero for every other score
+  p.sm_scale = std::max(static_cast<float>(sm_scale), 1e-30f);
   return p;
 }
 

@@ -14,7 +14,13 @@ from torch import Tensor
 from hipdecode.errors import BadArgument
 from hipdecode.integrations import flash_mla, vllm
 from hipdecode.testing import compare, sparse_reference
-from hipdecode.testing.sparse_cases import SparseCase, SparseInputs, make_sparse_inputs, to_device
+from hipdecode.testing.sparse_cases import (
+    SparseCase,
+    SparseInputs,
+    for_target,
+    make_sparse_inputs,
+    to_device,
+)
 
 pytestmark = pytest.mark.usefixtures("sparse_kernels")
 
@@ -63,7 +69,7 @@ def test_rocm_sparse_attn_decode_matches_reference(
     layout: str, swa_only: bool, target: str, device: torch.device
 ) -> None:
     case = dataclasses.replace(CASE, layout=layout)
-    inputs = to_device(make_sparse_inputs(case), device)
+    inputs = to_device(make_sparse_inputs(for_target(case, target)), device)
     call = _decode_arguments(inputs, ragged=layout == "ragged", swa_only=swa_only)
     assert vllm.rocm_sparse_attn_decode(**call) is None
     if swa_only:
@@ -85,7 +91,7 @@ def _op_arguments(i: SparseInputs, out: Tensor) -> list[Any]:
 def test_decode_single_and_split_match_reference(
     split_k: int | None, target: str, device: torch.device
 ) -> None:
-    inputs = to_device(make_sparse_inputs(CASE), device)
+    inputs = to_device(make_sparse_inputs(for_target(CASE, target)), device)
     out = torch.full((3, 64, 512), float("nan"), dtype=torch.bfloat16, device=device)
     arguments = _op_arguments(inputs, out)
     if split_k is None:
@@ -99,7 +105,7 @@ def test_decode_single_and_split_match_reference(
 def test_decode_single_masks_slots_past_the_rows_it_is_told(
     target: str, device: torch.device
 ) -> None:
-    inputs = to_device(make_sparse_inputs(CASE), device)
+    inputs = to_device(make_sparse_inputs(for_target(CASE, target)), device)
     out = torch.empty(3, 64, 512, dtype=torch.bfloat16, device=device)
     arguments = _op_arguments(inputs, out)
     arguments[11] -= 64
@@ -112,7 +118,7 @@ def test_decode_single_masks_slots_past_the_rows_it_is_told(
 def test_decode_sparse_mla_hip_matches_reference(
     with_extra: bool, target: str, device: torch.device
 ) -> None:
-    inputs = to_device(make_sparse_inputs(CASE), device)
+    inputs = to_device(make_sparse_inputs(for_target(CASE, target)), device)
     extra = (inputs["extra_cache"], inputs["extra_indices"], inputs["extra_indptr"], 128, 512)
     if not with_extra:
         extra = (None, None, None, 128, None)
@@ -127,7 +133,7 @@ def test_decode_sparse_mla_hip_matches_reference(
 def test_vllm_entries_take_advice_and_what_asks_for_nothing(
     target: str, device: torch.device
 ) -> None:
-    inputs = to_device(make_sparse_inputs(CASE), device)
+    inputs = to_device(make_sparse_inputs(for_target(CASE, target)), device)
     call = _decode_arguments(inputs, ragged=True, swa_only=False)
     environment = dict(os.environ)
     vllm.rocm_sparse_attn_decode(
@@ -141,8 +147,8 @@ def test_vllm_entries_take_advice_and_what_asks_for_nothing(
     _assert_output(inputs, call["output"], target)
 
 
-def test_vllm_entries_answer_unknown_keywords_by_name(device: torch.device) -> None:
-    inputs = to_device(make_sparse_inputs(CASE), device)
+def test_vllm_entries_answer_unknown_keywords_by_name(target: str, device: torch.device) -> None:
+    inputs = to_device(make_sparse_inputs(for_target(CASE, target)), device)
     call = _decode_arguments(inputs, ragged=True, swa_only=False)
     with pytest.raises(BadArgument, match=r"rocm_sparse_attn_decode: .*return_softmax_stats=True"):
         vllm.rocm_sparse_attn_decode(**call, return_softmax_stats=True)
@@ -166,17 +172,19 @@ def test_vllm_entries_answer_unknown_keywords_by_name(device: torch.device) -> N
     ],
 )
 def test_rocm_sparse_attn_decode_names_the_argument_that_is_wrong(
-    changed: dict[str, Any], message: str, device: torch.device
+    changed: dict[str, Any], message: str, target: str, device: torch.device
 ) -> None:
-    inputs = to_device(make_sparse_inputs(CASE), device)
+    inputs = to_device(make_sparse_inputs(for_target(CASE, target)), device)
     call = _decode_arguments(inputs, ragged=True, swa_only=False)
     moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in changed.items()}
     with pytest.raises(BadArgument, match=message):
         vllm.rocm_sparse_attn_decode(**{**call, **moved})
 
 
-def test_decode_single_names_a_block_size_that_is_not_the_caches(device: torch.device) -> None:
-    inputs = to_device(make_sparse_inputs(CASE), device)
+def test_decode_single_names_a_block_size_that_is_not_the_caches(
+    target: str, device: torch.device
+) -> None:
+    inputs = to_device(make_sparse_inputs(for_target(CASE, target)), device)
     arguments = _op_arguments(inputs, torch.empty(3, 64, 512, dtype=torch.bfloat16, device=device))
     arguments[10] = 4
     with pytest.raises(BadArgument, match="extra_block_size"):
@@ -192,10 +200,10 @@ def test_flash_mla_with_kvcache_matches_reference(
         form, 64, lens=(300, 300, 9, 9, 0, 0), layout="lengths" if with_lengths else "table",
         tokens_per_length=2, sink="normal",
     )  # fmt: skip
-    inputs = to_device(make_sparse_inputs(case), device)
+    inputs = to_device(make_sparse_inputs(for_target(case, target)), device)
     out, lse = flash_mla.flash_mla_with_kvcache(
         inputs["q"].view(3, 2, 64, -1),
-        inputs["cache"][:, :, None].view(torch.float8_e4m3fn),
+        inputs["cache"][:, :, None].view(inputs["kv_dtype"]),
         None,
         None,
         512,

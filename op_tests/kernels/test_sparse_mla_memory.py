@@ -16,6 +16,7 @@ from hipdecode.testing.sparse_cases import (
     SparseCase,
     SparseInputs,
     assert_sparse_matches,
+    for_target,
     make_sparse_inputs,
     to_device,
 )
@@ -41,7 +42,7 @@ def test_sparse_mla_decode_honours_strides_of_q_and_out(
     form: str, splits: int, target: str, device: torch.device
 ) -> None:
     case = SparseCase(form, 20, lens=(90, 150), extra_lens=(3, 70), sink="normal")
-    inputs = to_device(make_sparse_inputs(case), device)
+    inputs = to_device(make_sparse_inputs(for_target(case, target)), device)
     width = case.layout_of.head_dim_qk
     wide_q = torch.full((2, 40, width + 64), NAN, dtype=torch.bfloat16, device=device)
     q = wide_q[:, ::2, :width]
@@ -59,7 +60,7 @@ def test_sparse_mla_decode_honours_strides_of_q_and_out(
 @pytest.mark.parametrize("splits", SPLITS)
 def test_sparse_mla_decode_writes_fp16(splits: int, target: str, device: torch.device) -> None:
     case = SparseCase("v4", 20, lens=(90, 150), sink="normal")
-    inputs = make_sparse_inputs(case)
+    inputs = make_sparse_inputs(for_target(case, target))
     out = torch.empty(2, 20, 512, dtype=torch.float16, device=device)
     _, lse = _run(inputs, device, splits, out=out)
     assert_sparse_matches(inputs, out, lse, target, str(case))
@@ -76,7 +77,7 @@ def test_sparse_mla_decode_bounds_what_indptr_says(
     indptr: tuple[int, ...], form: str, splits: int, target: str, device: torch.device
 ) -> None:
     case = SparseCase(form, 12, lens=(40, 60, 40), extra_lens=(30, 30, 30))
-    inputs = make_sparse_inputs(case)
+    inputs = make_sparse_inputs(for_target(case, target))
     inputs["indices"] = inputs["indices"][:140].contiguous()
     inputs["extra_indices"] = inputs["extra_indices"][:90].contiguous()  # type: ignore[index]
     inputs["indptr"] = torch.tensor(indptr, dtype=torch.int32)
@@ -91,7 +92,7 @@ def test_sparse_mla_decode_bounds_what_lengths_say(
     lengths: tuple[int, int], splits: int, target: str, device: torch.device
 ) -> None:
     case = SparseCase("v32", 12, lens=(45, 45), layout="lengths")
-    inputs = make_sparse_inputs(case)
+    inputs = make_sparse_inputs(for_target(case, target))
     inputs["indices"] = inputs["indices"][:, :45].contiguous()
     inputs["lengths"] = torch.tensor(lengths, dtype=torch.int32)
     out, lse = _run(inputs, device, splits)
@@ -105,7 +106,7 @@ def test_sparse_mla_decode_keeps_nan_of_a_key_in_the_tokens_that_see_it(
     form: str, part: str, splits: int, target: str, device: torch.device
 ) -> None:
     case = SparseCase(form, 20, lens=(100, 90), block_size=4)
-    inputs = make_sparse_inputs(case)
+    inputs = make_sparse_inputs(for_target(case, target))
     slot = int(inputs["indices"][50])
     block, position = divmod(slot, 4)
     cache = inputs["cache"]
@@ -118,7 +119,8 @@ def test_sparse_mla_decode_keeps_nan_of_a_key_in_the_tokens_that_see_it(
         "rope": (data + (530 if form == "v32" else 450), 2),
     }
     start, width = places[part]
-    memory[block, start : start + width] = 0xFF
+    fnuz_code = part == "code" and inputs["kv_dtype"] == torch.float8_e4m3fnuz
+    memory[block, start : start + width] = 0x80 if fnuz_code else 0xFF
     out, lse = _run(inputs, device, splits)
     assert lse[0].isnan().all()
     assert lse[1].isfinite().all()
@@ -130,7 +132,7 @@ def test_sparse_mla_decode_keeps_nan_of_one_head_in_that_head(
     splits: int, target: str, device: torch.device
 ) -> None:
     case = SparseCase("v4", 20, lens=(100, 40), sink="normal")
-    inputs = make_sparse_inputs(case)
+    inputs = make_sparse_inputs(for_target(case, target))
     inputs["q"][:, 5] = NAN
     inputs["q"][1, 16:] = NAN
     out, lse = _run(inputs, device, splits)
@@ -142,7 +144,7 @@ def test_sparse_mla_decode_keeps_a_nan_sink_in_its_head(
     splits: int, target: str, device: torch.device
 ) -> None:
     case = SparseCase("v4", 20, lens=(100, 40), sink="normal")
-    inputs = make_sparse_inputs(case)
+    inputs = make_sparse_inputs(for_target(case, target))
     sink = inputs["attn_sink"]
     assert sink is not None
     sink[7] = NAN
@@ -154,10 +156,10 @@ def test_sparse_mla_decode_keeps_a_nan_sink_in_its_head(
 @pytest.mark.parametrize("splits", SPLITS)
 @pytest.mark.parametrize("form", FORMS)
 def test_sparse_mla_decode_repeats_bit_for_bit_and_leaves_its_inputs_alone(
-    form: str, splits: int, device: torch.device
+    form: str, splits: int, target: str, device: torch.device
 ) -> None:
     case = SparseCase(form, 12, lens=(700, 65, 0), extra_lens=(9, 0, 80), sink="normal")
-    inputs = to_device(make_sparse_inputs(case), device)
+    inputs = to_device(make_sparse_inputs(for_target(case, target)), device)
     before = {k: v.clone() for k, v in inputs.items() if isinstance(v, Tensor)}
     first, first_lse = _run(inputs, device, splits)
     for _ in range(10):
@@ -177,13 +179,13 @@ def test_sparse_mla_decode_follows_new_contents_of_the_same_buffers(
 ) -> None:
     lens = [(300, 64, 0), (0, 0, 0), (1, 299, 300), (95, 96, 97), (300, 300, 300)]
     biggest = SparseCase(form, 12, lens=(300, 300, 300), extra_lens=(300, 300, 300), layout=layout)
-    buffers = to_device(make_sparse_inputs(biggest), device)
+    buffers = to_device(make_sparse_inputs(for_target(biggest, target)), device)
     out = torch.full((3, 12, 512), NAN, dtype=torch.bfloat16, device=device)
     lse = torch.full((3, 12), NAN, device=device)
     for turn, mine in enumerate(lens):
         more = tuple(reversed(mine))
         case = dataclasses.replace(biggest, lens=mine, extra_lens=more, seed=turn)
-        new = make_sparse_inputs(case)
+        new = make_sparse_inputs(for_target(case, target))
         for name, buffer in buffers.items():
             value = new[name]  # type: ignore[literal-required]
             if not isinstance(buffer, Tensor):
@@ -210,10 +212,10 @@ def _copy_blocks(source: Tensor, target: Tensor) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_sparse_mla_decode_gives_a_token_the_same_bits_alone(
-    form: str, device: torch.device
+    form: str, target: str, device: torch.device
 ) -> None:
     case = SparseCase(form, 12, lens=(700, 65, 0, 129), layout="lengths", sink="normal")
-    inputs = to_device(make_sparse_inputs(case), device)
+    inputs = to_device(make_sparse_inputs(for_target(case, target)), device)
     together, together_lse = _run(inputs, device, 4)
     for token in range(4):
         alone = inputs.copy()
@@ -232,7 +234,7 @@ def test_sparse_mla_decode_addresses_pools_past_4_gib(
     if device.type != "cpu":
         pytest.skip("lazily mapped pools are host memory: runs on any CPU machine")
     case = SparseCase(form, 12, lens=(150, 40), block_size=64)
-    inputs = make_sparse_inputs(case)
+    inputs = make_sparse_inputs(for_target(case, target))
     small = inputs["cache"]
     step = small.stride(0)
     first = boundary // step - 1

@@ -14,26 +14,30 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hipdecode
-from hipdecode import sparse
+from hipdecode import registry, sparse
+from hipdecode import target as targets
 from hipdecode.errors import BadArgument, UnsupportedShape, WorkspaceError
-from hipdecode.sparse_cache import V4, V32
+from hipdecode.sparse_cache import V4, V32, CacheFormat
+from hipdecode.testing.cases import DTYPES
 from hipdecode.testing.sparse_cases import (
     SparseCase,
     SparseInputs,
     assert_sparse_matches,
+    for_target,
     make_sparse_inputs,
     to_device,
 )
 
+FNUZ = torch.float8_e4m3fnuz
 pytestmark = pytest.mark.usefixtures("sparse_kernels")
 
 CASE = SparseCase("v4", 12, lens=(300, 70), extra_lens=(20, 90), layout="lengths", sink="normal")
 
 
 @pytest.fixture
-def inputs(device: torch.device) -> SparseInputs:
+def inputs(target: str, device: torch.device) -> SparseInputs:
     """The tensors of CASE where the target has them."""
-    return to_device(make_sparse_inputs(CASE), device)
+    return to_device(make_sparse_inputs(for_target(CASE, target)), device)
 
 
 def _outputs(device: torch.device) -> dict[str, Tensor]:
@@ -45,16 +49,17 @@ def _op_arguments(i: SparseInputs) -> tuple[object, ...]:
     """Positional arguments of the registered op."""
     out, lse = torch.zeros(2, 12, 512, dtype=torch.bfloat16), torch.zeros(2, 12)
     scratch = (torch.zeros(6, 12, 512), torch.zeros(6, 12), torch.zeros(2, dtype=torch.int32))
+    flavours = (i["kv_dtype"] == FNUZ, i["extra_kv_dtype"] == FNUZ)
     main = (i["cache"], i["indices"], i["indptr"], i["lengths"])
     extra = (i["extra_cache"], i["extra_indices"], i["extra_indptr"], i["extra_lengths"])
-    return (i["q"], *main, *extra, i["attn_sink"], out, lse, *scratch, 3, 0.05, False, False)
+    return (i["q"], *main, *extra, i["attn_sink"], out, lse, *scratch, 3, 0.05, *flavours)
 
 
-def test_sparse_op_passes_opcheck(device: torch.device) -> None:
+def test_sparse_op_passes_opcheck(inputs: SparseInputs, device: torch.device) -> None:
     if device.type != "cpu":
         pytest.skip("opcheck of host tensors: runs on any CPU machine")
     op = torch.ops.hipdecode.sparse_mla_decode.default
-    torch.library.opcheck(op, _op_arguments(make_sparse_inputs(CASE)))
+    torch.library.opcheck(op, _op_arguments(inputs))
 
 
 @pytest.mark.usefixtures("device")
@@ -128,27 +133,28 @@ def test_sparse_mla_decode_uses_the_workspace_of_the_caller(
 def test_sparse_mla_decode_takes_caches_of_fp8_type_and_four_dimensions(
     inputs: SparseInputs, target: str
 ) -> None:
-    inputs["cache"] = inputs["cache"][:, :, None].view(torch.float8_e4m3fn)
+    dtype = inputs["kv_dtype"]
+    inputs["cache"] = inputs["cache"][:, :, None].view(dtype)
     del inputs["kv_dtype"], inputs["extra_kv_dtype"]  # type: ignore[misc]
     out, lse = hipdecode.sparse_mla_decode(**inputs, return_lse=True)
-    inputs.update(kv_dtype=torch.float8_e4m3fn, extra_kv_dtype=torch.float8_e4m3fn)
+    inputs.update(kv_dtype=dtype, extra_kv_dtype=torch.float8_e4m3fn)
     assert_sparse_matches(inputs, out, lse, target, "fp8 tensor")
 
 
 @pytest.mark.parametrize(
-    ("form", "main", "extra", "name"),
+    ("form", "main", "name"),
     [
-        (V4, None, None, "v4-bf16-fp8_e4m3fn-fp8_e4m3fn"),
-        (V4, torch.float8_e4m3fnuz, None, "v4-bf16-fp8_e4m3fnuz-fp8_e4m3fn"),
-        (V32, torch.float8_e4m3fnuz, None, "v32-bf16-fp8_e4m3fnuz-fp8_e4m3fnuz"),
+        (V4, "fp8_e4m3fn", "v4-bf16-fp8_e4m3fn-fp8_e4m3fn"),
+        (V4, "fp8_e4m3fnuz", "v4-bf16-fp8_e4m3fnuz-fp8_e4m3fn"),
+        (V32, "fp8_e4m3fnuz", "v32-bf16-fp8_e4m3fnuz-fp8_e4m3fnuz"),
     ],
 )
-@pytest.mark.usefixtures("target")
 def test_warmup_sparse_loads_the_kernel_of_a_format(
-    form: Any, main: Any, extra: Any, name: str, device: torch.device
+    form: CacheFormat, main: str, name: str, target: str, device: torch.device
 ) -> None:
-    found = sparse.warmup_sparse(form, kv_dtype=main, extra_kv_dtype=extra, device=device)
-    assert found == f"sparse_mla_decode/{name}-128"
+    found = sparse.warmup_sparse(form, kv_dtype=DTYPES[main], device=device)
+    rows = registry.wanted_rows(targets.resolve(target).family, 128)
+    assert found == f"sparse_mla_decode/{name}-{rows}"
     assert found in hipdecode.ops.loaded_kernels()
 
 
@@ -200,7 +206,7 @@ def test_sparse_mla_decode_names_the_argument_that_is_wrong(
 
 
 def test_sparse_mla_decode_lists_the_flavours_it_has(inputs: SparseInputs) -> None:
-    inputs["extra_kv_dtype"] = torch.float8_e4m3fnuz
+    inputs.update(kv_dtype=torch.float8_e4m3fn, extra_kv_dtype=FNUZ)
     with pytest.raises(UnsupportedShape, match="expected for v4 one of fp8_e4m3fn and fp8_e4m3fn;"):
         hipdecode.sparse_mla_decode(**inputs)
 

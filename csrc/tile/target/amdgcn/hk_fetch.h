@@ -3,9 +3,12 @@
 
 #include <cstdint>
 
+#include "../../concepts.h"
 #include "global.h"
 #include "hk_matrix.h"
 #include "hk_values.h"
+#include "lane_reduce.h"
+#include "sync.h"
 
 namespace hipdecode::tile::amdgcn {
 
@@ -15,6 +18,18 @@ namespace hipdecode::tile::amdgcn {
 /// (for this wave; the block's barrier is the caller's).
 template <class Shape, bool kDirect = HkPlan<Shape>::kDirect>
 struct HkFetch;
+
+inline TILE_FN const char* zeros() { return reinterpret_cast<const char*>(zero_row); }
+
+/// The row of a key that this lane looked up, zeros where there is none; `known` tells which. An
+/// entry of the page table is waited for here and not before.
+template <class Element>
+TILE_FN const char* row_of(const KeyRef<Element>& key, bool exists, bool& known) {
+  const uint32_t page = recomputed(key.page);
+  const Element* row = key.page_zero + uint64_t{page} * uniform(key.page_stride);
+  known = page < key.pages;
+  return exists && known ? reinterpret_cast<const char*>(row) : zeros();
+}
 
 /// Which part of a tile is this lane's to fetch.
 template <class Shape>
@@ -52,6 +67,7 @@ struct HkFetchPlace {
 template <class Shape>
 struct HkFetch<Shape, true> {
   using P = HkPlan<Shape>;
+  using Key = KeyRef<typename Storage<Shape::kKvDType>::Type>;
   HkFetchPlace<Shape> place;
   const char* source[P::kOwn];
   uint32_t target;  // LDS address of the first own chunk
@@ -59,7 +75,10 @@ struct HkFetch<Shape, true> {
   TILE_FN HkFetch(int row_wave, uint32_t lane)
       : place(row_wave, lane / 4, lane % 4 ^ P::twist(lane / 4)), source(), target(0) {}
 
-  TILE_FN void aim(uint32_t tile, const char* row) {
+  /// @returns whether there is a key at all
+  TILE_FN bool aim(uint32_t tile, const Key& key, bool exists) {
+    bool known;
+    const char* row = row_of(key, exists, known);
     target = recomputed_uniform(
         tile + static_cast<uint32_t>(place.group * P::kGroupPitch + place.share * 1024));
 #pragma unroll
@@ -70,14 +89,14 @@ struct HkFetch<Shape, true> {
       if constexpr (P::kSourceRowBytes % 64 != 0)
         past_row_[own] = byte >= static_cast<uint32_t>(P::kSourceRowBytes % 64);
     }
+    return known;
   }
 
   TILE_FN void turn(int own, int i) {
     if (!place.has(i)) return;
     const char* from = source[own];
     if constexpr (P::kSourceRowBytes % 64 != 0)
-      if (place.chunk(i) == P::kSourceChunks - 1 && past_row_[own])
-        from = reinterpret_cast<const char*>(zero_row);
+      if (place.chunk(i) == P::kSourceChunks - 1 && past_row_[own]) from = zeros();
     load_turn<0>(own * P::kTurns + i, reinterpret_cast<uint64_t>(from));
   }
 
@@ -103,6 +122,7 @@ struct HkFetch<Shape, true> {
 template <class Shape>
 struct HkFetch<Shape, false> {
   using P = HkPlan<Shape>;
+  using Key = KeyRef<typename Storage<Shape::kKvDType>::Type>;
   HkFetchPlace<Shape> place;
   const char* source[P::kOwn];
   U32x4 stage[P::kOwn][P::kTurns];
@@ -116,10 +136,13 @@ struct HkFetch<Shape, false> {
                    static_cast<uint32_t>(place.group * P::kGroupPitch));
   }
 
-  TILE_FN void aim(uint32_t, const char* row) {
+  TILE_FN bool aim(uint32_t, const Key& key, bool exists) {
+    bool known;
+    const char* row = row_of(key, exists, known);
 #pragma unroll
     for (int own = 0; own < P::kOwn; ++own)
       source[own] = place.row(row, own) + place.share * 64 + place.byte();
+    return known;
   }
 
   TILE_FN bool past_row(int i) const {
@@ -129,8 +152,7 @@ struct HkFetch<Shape, false> {
 
   TILE_FN void turn(int own, int i) {
     if (!place.has(i)) return;
-    const char* from =
-        past_row(i) ? reinterpret_cast<const char*>(zero_row) : source[own] + i * P::kShare * 64;
+    const char* from = past_row(i) ? zeros() : source[own] + i * P::kShare * 64;
     stage[own][i] = global_read<U32x4>(from);
   }
 

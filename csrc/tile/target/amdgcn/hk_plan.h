@@ -4,10 +4,21 @@
 #include <cstdint>
 
 #include "../../dtypes.h"
+#include "../../key_format.h"
 #include "entry.h"
 #include "features.h"
 
 namespace hipdecode::tile::amdgcn {
+
+/// Bytes of a key that are fetched; of a packed one without its scales.
+template <class Shape>
+constexpr int source_row_bytes() {
+  if constexpr (kIsPacked<Shape>)
+    return KeyLayout<Shape::kFormat>::kLatent +
+           2 * (Shape::kHeadDimQk - KeyLayout<Shape::kFormat>::kLatent);
+  else
+    return Shape::kHeadDimQk * (kIsFp8<Shape::kKvDType> ? 1 : 2);
+}
 
 /// How a block of the 16x16 main loop is cut: 16 query rows a wave, and where there are fewer than
 /// four of those, waves that take different tokens of a tile (token waves). All sizes in bytes are
@@ -19,7 +30,6 @@ struct HkPlan {
   static constexpr bool kWidens = !kFp8 && kIsFp8<Shape::kKvDType>;
   static constexpr bool kDirect = kTransposingReads && !kWidens;  // memory to LDS, no registers
   static constexpr int kWordBytes = kFp8 ? 1 : 2;
-  static constexpr int kKvBytes = kIsFp8<Shape::kKvDType> ? 1 : 2;
 
   // A key row is chunks of 64 bytes, four 16-byte units each: what 16 tokens x 4 lanes take at
   // once.
@@ -68,7 +78,7 @@ struct HkPlan {
   // Who fetches what: row waves share the groups of their token wave.
   static constexpr int kShare = kRowWaves > kGroups ? kRowWaves / kGroups : 1;  // waves of a group
   static constexpr int kOwn = kGroups > kRowWaves ? kGroups / kRowWaves : 1;    // groups of a wave
-  static constexpr int kSourceRowBytes = Shape::kHeadDimQk * kKvBytes;
+  static constexpr int kSourceRowBytes = source_row_bytes<Shape>();
   static constexpr int kSourceChunks = (kSourceRowBytes + 63) / 64;
   static constexpr int kTurns = (kSourceChunks + kShare - 1) / kShare;  // loads per group and wave
 

@@ -7,6 +7,7 @@
 #include "../../softmax.h"
 #include "entry.h"
 #include "hk_fetch.h"
+#include "hk_fetch_packed.h"
 #include "hk_merge.h"
 #include "hk_values.h"
 #include "lane_reduce.h"
@@ -25,6 +26,7 @@ class HkTiles {
   using M = Matrix16<Shape::kQDType>;
   using Values = HkValues<Shape>;
   using KvElement = typename Storage<Shape::kKvDType>::Type;
+  using Key = typename HkFetch<Shape>::Key;
   static constexpr int kRows = Shape::kRows, kTokens = P::kTokens, kWaves = P::kWaves;
   static constexpr int kGroups = P::kGroups;
   // A row's largest weight lies between 2^kWeightShift and 2^(kWeightShift + kSlack). In hk's fp8
@@ -39,7 +41,7 @@ class HkTiles {
   /// A lane looks up one token of its token wave's part: the one that its number says. What asks
   /// for an entry of the page table waits for it, so only fetching asks, and notes what it finds.
   struct Tokens {
-    KeyRef<KvElement> key;
+    Key key;
     int count;                     // of the whole tile
     mutable uint64_t skipped = 0;  // bit i: token i of the part; known when the fetch has begun
 
@@ -171,7 +173,10 @@ class HkTiles {
     if (row >= rows) return;
     const RowTarget to = target(row);
     if (to.o == nullptr) return;
-    merge.write(to, out_, row_scale(sum, value_scale));
+    const float lse2 = level_ + __builtin_amdgcn_logf(sum);
+    const float share =
+        share_beside(to.sink, lse2, [](float x) { return __builtin_amdgcn_exp2f(x); });
+    merge.write(to, out_, row_scale(sum, value_scale) * share);
     if (to.lse != nullptr && lane < 16 && token_wave_ == 0)
       *to.lse = row_lse(level_, sum, __builtin_amdgcn_logf(sum));
   }
@@ -196,8 +201,6 @@ class HkTiles {
     const int row = row_wave_ * 16 + static_cast<int>(fetch_.place.lane() % 16);
     return row < rows_ ? row : rows_ - 1;
   }
-
-  static TILE_FN const char* zeros() { return reinterpret_cast<const char*>(zero_row); }
 
   static TILE_FN uint32_t key_offset(uint32_t lane) {
     return lane % 16 * P::kTokenPitch + 16 * (lane / 16 ^ P::twist(lane % 16));
@@ -232,12 +235,9 @@ class HkTiles {
   TILE_FN int first_token() const { return token_wave_ * P::kPart; }
 
   TILE_FN void aim(const Tokens& tokens) {
-    const auto& key = tokens.key;
-    const uint32_t page = recomputed(key.page);  // and nothing waits for it earlier
-    const KvElement* row = key.page_zero + uint64_t{page} * uniform(key.page_stride);
-    const bool exists = own_token() < tokens.count, known = page < key.pages;
+    const bool exists = own_token() < tokens.count;
+    const bool known = fetch_.aim(part(filling_), tokens.key, exists);
     tokens.skipped = __builtin_amdgcn_ballot_w64(exists && !known);
-    fetch_.aim(part(filling_), exists && known ? reinterpret_cast<const char*>(row) : zeros());
   }
 
   /// The two products are software pipelines: operands are read from LDS a few operations before

@@ -32,7 +32,7 @@ struct WordsOf {
   using Type = Words<Shape::kHeadDimQk, Shape::kHeadDimV, Shape::kQDType, Shape::kKvDType>;
 };
 template <class Shape>
-  requires requires { Shape::kFormat; }
+  requires kIsPacked<Shape>
 struct WordsOf<Shape> {
   using Type = WordsPacked<Shape::kFormat, Shape::kKvDType, Shape::kExtraDType>;
 };

@@ -44,6 +44,7 @@ class PagedLatentCache:
     Attributes:
         buffers: per layer, [num_pages, page_size, 1, head_dim_qk] in the cache's dtype.
         kv_scales: per layer, [1] fp32 that dequantises an fp8 buffer; None for other dtypes.
+        device: where everything lies.
         kv_len: tokens of each request so far.
         step: what the current step writes and reads.
         steps: how often each (q_len, kv_len) was begun.
@@ -60,6 +61,7 @@ class PagedLatentCache:
         page_size: int = 64,
         kv_scales: Sequence[float] | None = None,
         seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         """Allocates the buffers, filled with NaN: whatever reads an unwritten token shows it.
 
@@ -72,6 +74,7 @@ class PagedLatentCache:
             page_size: tokens of a page.
             kv_scales: one per layer, for fp8 only.
             seed: of the order of the pages.
+            device: where everything lies.
 
         Raises:
             BadArgument: fp8 without scales, or scales for another dtype.
@@ -80,13 +83,16 @@ class PagedLatentCache:
             raise BadArgument(f"kv_scales: expected them for fp8 alone, got dtype {dtype}")
         pages = -(-capacity // page_size)
         shape = (batch * pages, page_size, 1, head_dim_qk)
-        self.buffers = [torch.full(shape, torch.nan).to(dtype) for _ in range(layers)]
+        self.device = torch.device(device)
+        self.buffers = [
+            torch.full(shape, torch.nan, device=device).to(dtype) for _ in range(layers)
+        ]
         self.kv_scales = [
-            None if kv_scales is None else torch.tensor([kv_scales[layer]])
+            None if kv_scales is None else torch.tensor([kv_scales[layer]], device=device)
             for layer in range(layers)
         ]
         order = torch.randperm(batch * pages, generator=torch.Generator().manual_seed(seed))
-        self._pages = order.to(torch.int32).view(batch, pages)
+        self._pages = order.to(torch.int32).view(batch, pages).to(device)
         self._page_size = page_size
         self.kv_len = 0
         self.step: Step | None = None
@@ -96,6 +102,16 @@ class PagedLatentCache:
     def batch(self) -> int:
         """Requests."""
         return self._pages.shape[0]
+
+    @property
+    def pages(self) -> Tensor:
+        """[batch, pages] int32, page ids in the order of each request's tokens."""
+        return self._pages
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of each request at most."""
+        return self._pages.shape[1] * self._page_size
 
     @property
     def page_size(self) -> int:
@@ -108,17 +124,15 @@ class PagedLatentCache:
         Raises:
             BadArgument: the tokens do not fit.
         """
-        batch, most = self._pages.shape
-        kv_len = self.kv_len + q_len
-        if kv_len > most * self._page_size:
+        batch, kv_len = self.batch, self.kv_len + q_len
+        if kv_len > self.capacity:
             raise BadArgument(
-                f"cache: expected at most {most * self._page_size} tokens, got {kv_len}; ask for "
-                "fewer tokens"
+                f"cache: expected at most {self.capacity} tokens, got {kv_len}; ask for fewer"
             )
-        positions = torch.arange(self.kv_len, kv_len)
+        positions = torch.arange(self.kv_len, kv_len, device=self.device)
         rows = self._pages[:, positions // self._page_size].long() * self._page_size
         pages = -(-kv_len // self._page_size)
-        requests = torch.arange(batch + 1, dtype=torch.int32)
+        requests = torch.arange(batch + 1, dtype=torch.int32, device=self.device)
         last = kv_len - (pages - 1) * self._page_size
         self.kv_len = kv_len
         self.steps[q_len, kv_len] += 1
@@ -129,7 +143,7 @@ class PagedLatentCache:
             qo_indptr=requests * q_len,
             kv_indptr=requests * pages,
             kv_indices=self._pages[:, :pages].flatten().contiguous(),
-            kv_last_page_lens=torch.full((batch,), last, dtype=torch.int32),
+            kv_last_page_lens=torch.full((batch,), last, dtype=torch.int32, device=self.device),
         )
         return self.step
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import DeepseekV3ForCausalLM
 
 from hipdecode.demo.cache import PagedLatentCache
@@ -33,6 +34,14 @@ class Agreement:
     margin: float
 
 
+def read_prompt(model: DeepseekV3ForCausalLM, cache: PagedLatentCache, prompt: bytes) -> Tensor:
+    """Logits [1, rows, 256] of the last tokens of a prompt of one byte or more, now cached."""
+    for start in range(0, len(prompt), PREFILL_TOKENS):
+        chunk = torch.tensor([list(prompt[start : start + PREFILL_TOKENS])], device=cache.device)
+        logits = decode_step(model, cache, chunk)
+    return logits
+
+
 def continue_prompt(
     model: DeepseekV3ForCausalLM, cache: PagedLatentCache, prompt: bytes, tokens: int
 ) -> Iterator[int]:
@@ -44,16 +53,14 @@ def continue_prompt(
         prompt: one byte or more.
         tokens: bytes to generate at most.
     """
-    for start in range(0, len(prompt), PREFILL_TOKENS):
-        chunk = torch.tensor([list(prompt[start : start + PREFILL_TOKENS])])
-        logits = decode_step(model, cache, chunk)
+    logits = read_prompt(model, cache, prompt)
     for index in range(tokens):
         token = int(logits[0, -1].argmax())
         yield token
         if token == SEPARATOR[0]:
             return
         if index + 1 < tokens:
-            logits = decode_step(model, cache, torch.tensor([[token]]))
+            logits = decode_step(model, cache, torch.tensor([[token]], device=cache.device))
 
 
 @torch.no_grad()
@@ -70,7 +77,7 @@ def compare_with_eager(
         prompt: what was continued.
         continuation: what was generated.
     """
-    text = torch.tensor([list(prompt + continuation)])
+    text = torch.tensor([list(prompt + continuation)], device=model.device)
     logits = model(input_ids=text[:, :-1], use_cache=False).logits[0, len(prompt) - 1 :]
     best = logits.topk(2, dim=-1)
     margins = best.values[:, 0] - best.values[:, 1]

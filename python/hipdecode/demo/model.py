@@ -135,17 +135,21 @@ def rotate_pairs(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def load_model(folder: Path = FOLDER) -> DeepseekV3ForCausalLM:
+def load_model(
+    folder: Path = FOLDER, *, device: torch.device | str = "cpu"
+) -> DeepseekV3ForCausalLM:
     """The trained model in fp32 with transformers' eager attention.
 
     Args:
         folder: holds config.json and model.safetensors (bf16).
+        device: where it goes.
     """
     config = DeepseekV3Config.from_json_file(folder / "config.json")
     config._attn_implementation = "eager"
     model = DeepseekV3ForCausalLM(config)
     model.load_state_dict(load_file(folder / WEIGHTS))
     nn.Module.eval(model)
+    nn.Module.to(model, device)
     return model.requires_grad_(False)
 
 
@@ -186,6 +190,7 @@ def serve_on(
         dtype=dtype,
         page_size=page_size,
         kv_scales=kv_scales,
+        device=model.device,
     )
     for layer in model.model.layers:
         layer.self_attn.cache = cache
@@ -197,6 +202,21 @@ def decode_step(model: DeepseekV3ForCausalLM, cache: PagedLatentCache, tokens: T
     """Logits [batch, q_len, 256] of the next tokens [batch, q_len] int64 of every request."""
     start = cache.kv_len
     step = cache.begin(tokens.shape[1])
-    positions = torch.arange(start, step.kv_len)[None].expand(tokens.shape)
-    logits: Tensor = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+    positions = torch.arange(start, step.kv_len, device=tokens.device)[None]
+    return next_logits(model, tokens, positions.expand(tokens.shape))
+
+
+@torch.no_grad()
+def next_logits(model: DeepseekV3ForCausalLM, tokens: Tensor, positions: Tensor) -> Tensor:
+    """Logits [batch, q_len, 256] of an absorbed model whose cache has a step begun.
+
+    Layer by layer, since transformers' own loop makes masks that the absorbed attention has no use
+    for, and looks at their contents: that would end a graph capture.
+    """
+    inner = model.model
+    hidden = inner.embed_tokens(tokens)
+    rope = inner.rotary_emb(hidden, positions)
+    for layer in inner.layers:
+        hidden = layer(hidden, position_embeddings=rope, attention_mask=None)
+    logits: Tensor = model.lm_head(inner.norm(hidden))
     return logits

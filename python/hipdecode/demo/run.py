@@ -20,6 +20,7 @@ from hipdecode.demo import plot
 from hipdecode.demo.cache import PagedLatentCache
 from hipdecode.demo.generate import Agreement, compare_with_eager, continue_prompt
 from hipdecode.demo.model import absorb, load_model, serve_on
+from hipdecode.demo.replay import replay_prompt, torch_decode
 from hipdecode.demo.routes import routes_taken
 from hipdecode.demo.score import bits_decoded, bits_eager, held_out_rows
 from hipdecode.demo.timings import CallTime, time_calls
@@ -66,7 +67,9 @@ def run(console: Console, *, prompt: bytes, tokens: int, picture: Path | None) -
     Raises:
         HipdecodeError: a kernel could not be built or a call was refused.
     """
-    eager, served = load_model(), absorb(load_model(), hipdecode.mla_decode)
+    device = targets.current().device_type
+    eager = load_model(device=device)
+    served = absorb(load_model(device=device), hipdecode.mla_decode)
     fp8 = next(d for d, name in DTYPE_NAMES.items() if name == targets.current().fp8)
     nhead = served.config.num_attention_heads
     _print_model(console, served)
@@ -74,14 +77,18 @@ def run(console: Console, *, prompt: bytes, tokens: int, picture: Path | None) -
     room = len(prompt) + tokens
     cache = serve_on(served, batch=1, capacity=room, dtype=torch.bfloat16, page_size=PAGE_SIZE)
     caches = {"text, bf16": cache}
-    text = _print_text(console, served, cache, prompt, tokens)
+    text, speed = _print_text(console, served, cache, prompt, tokens)
+    speeds = {"hipdecode, bf16 cache": speed}
     agreement = compare_with_eager(eager, prompt, text)
     scales = cache.calibrate(fp8)
     cache = serve_on(
         served, batch=1, capacity=room, dtype=fp8, kv_scales=scales, page_size=PAGE_SIZE
     )
     caches["text, fp8"] = cache
-    _print_text(console, served, cache, prompt, tokens)
+    _, speeds["hipdecode, fp8 cache"] = _print_text(console, served, cache, prompt, tokens)
+    if device == "cuda":
+        speeds["torch, bf16 cache"] = _torch_speed(prompt, tokens)
+        _print_speeds(console, speeds)
 
     bits, scored = _score(eager, served, {"bf16": (torch.bfloat16, None), "fp8": (fp8, scales)})
     _print_routes(console, caches | scored, nhead)
@@ -147,7 +154,7 @@ def _score(
     kinds: Mapping[str, tuple[torch.dtype, list[float] | None]],
 ) -> tuple[dict[str, float], Caches]:
     """Bits per byte by name, and the caches that they were decoded on."""
-    rows = held_out_rows(SCORED_ROWS, SCORED_LENGTH)
+    rows = held_out_rows(SCORED_ROWS, SCORED_LENGTH, eager.device)
     bits, caches = {"eager": bits_eager(eager, rows)}, {}
     for name, (dtype, scales) in kinds.items():
         cache = serve_on(
@@ -169,9 +176,15 @@ def _print_model(console: Console, model: DeepseekV3ForCausalLM) -> None:
         f"{type(model).__name__}, {count / 1e6:.1f} M parameters, {config.num_hidden_layers} "
         f"layers, {config.num_attention_heads} heads, latent {config.kv_lora_rank}+"
         f"{config.qk_rope_head_dim}; attention by hipdecode on {targets.current().name}, "
-        f"{torch.get_num_threads()} threads",
+        f"{_machine(model.device)}",
         highlight=False,
     )
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"{torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device)
 
 
 def _print_text(
@@ -180,22 +193,44 @@ def _print_text(
     cache: PagedLatentCache,
     prompt: bytes,
     tokens: int,
-) -> bytes:
-    """Streams the continuation to the console; returns it."""
+) -> tuple[bytes, float | None]:
+    """Writes the continuation, on a CPU as it comes; returns it, and tokens/s of replays."""
     name = DTYPE_NAMES[cache.buffers[0].dtype]
     console.rule(f"greedy continuation, {name} cache in pages of {PAGE_SIZE}")
-    text = bytearray()
+    console.print("".join(printable(prompt)), style="bold", end="", markup=False, highlight=False)
+    if cache.device.type == "cuda":
+        replayed = replay_prompt(model, cache, prompt, tokens)
+        text, speed = replayed.text, replayed.tokens_per_s
+        console.print("".join(printable(text)), markup=False, highlight=False, soft_wrap=True)
+        return text, speed
+    said = bytearray()
 
     def stream() -> Iterator[int]:
         for token in continue_prompt(model, cache, prompt, tokens):
-            text.append(token)
+            said.append(token)
             yield token
 
-    console.print("".join(printable(prompt)), style="bold", end="", markup=False, highlight=False)
     for piece in printable(stream()):
         console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
     console.print("\n")
-    return bytes(text)
+    return bytes(said), None
+
+
+def _torch_speed(prompt: bytes, tokens: int) -> float:
+    """Tokens per second of the same model with attention in plain torch, replayed likewise."""
+    model = absorb(load_model(device="cuda"), torch_decode)
+    room = len(prompt) + tokens
+    cache = serve_on(model, batch=1, capacity=room, dtype=torch.bfloat16, page_size=PAGE_SIZE)
+    for buffer in cache.buffers:
+        buffer.zero_()  # unwritten tokens must be numbers there
+    return replay_prompt(model, cache, prompt, tokens).tokens_per_s
+
+
+def _print_speeds(console: Console, speeds: Mapping[str, float | None]) -> None:
+    table = Table("attention", "tokens/s", title="one request, a graph replayed for every token")
+    for name, speed in speeds.items():
+        table.add_row(name, f"{speed:.0f}")
+    console.print(table)
 
 
 def _print_routes(console: Console, caches: Caches, nhead: int) -> None:

@@ -14,9 +14,10 @@ from hipdecode.demo.model import decode_step
 from hipdecode.demo.text import load_held_out, windows
 
 
-def held_out_rows(rows: int, length: int) -> Tensor:
+def held_out_rows(rows: int, length: int, device: torch.device | str = "cpu") -> Tensor:
     """[rows, length + 1] int64 bytes, evenly spaced over the held-out text of this Python."""
-    return torch.tensor([list(row) for row in windows(load_held_out(), rows, length + 1)])
+    drawn = [list(row) for row in windows(load_held_out(), rows, length + 1)]
+    return torch.tensor(drawn, device=device)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hipdecode import target
 from hipdecode.testing.bench_case import DecodeCase
+from hipdecode.testing.device_clock import WARMUP, clock_of
 from hipdecode.testing.peers import Hipdecode, route_of
 from hipdecode.testing.timing import measure
 from hipdecode.testing.torch_peers import torch_peers
@@ -56,7 +57,11 @@ def time_calls(
         for batch in BATCHES:
             for kv_len in CONTEXTS:
                 case = DecodeCase.draw(
-                    [kv_len] * batch, nhead=nhead, kv_dtype=kv_dtype, page_size=page_size
+                    [kv_len] * batch,
+                    nhead=nhead,
+                    kv_dtype=kv_dtype,
+                    page_size=page_size,
+                    device=target.current().device_type,
                 )
                 yield _time(case, seconds)
 
@@ -66,10 +71,13 @@ def _time(case: DecodeCase, seconds: float) -> CallTime:
     # Cutting the context pays beyond these lengths, converting fp8 by bits always does.
     forms = [p for p in torch_peers() if "chunk" not in p.name and ("bits" in p.name) == is_fp8]
     peers = [ours, *forms]
+    clock = clock_of(target.current())
     times = measure(
-        {peer.name: [peer.prepare(case)] for peer in peers},
+        {peer.name: [clock.ready(peer.prepare(case))] for peer in peers},
         rounds=50,
+        warmup=1 if clock.name != "device" else WARMUP,
         budget_s=seconds,
+        clock=clock,
     )
     mine = times.pop(ours.name)
     form, best = min(times.items(), key=lambda item: item[1].best)

@@ -2,9 +2,8 @@
 """Times of a GPU: graph replays between two events, each after a sweep that empties the caches.
 
 A replay launches what a call launches and nothing of what the host does for it, as a serving engine
-runs it. The sweep reads more memory than the last-level cache holds, so no call finds its KV there.
-A contender takes a few turns in a row, the first uncounted: all find their code in the instruction
-caches, and none profits from a rival before it that runs the same code.
+runs it. The sweep reads more memory than the last-level cache holds, so no call finds its KV there,
+nor its code: a kernel as large as the instruction caches goes before, whoever went before that.
 """
 
 from __future__ import annotations
@@ -26,14 +25,23 @@ _CEILING_ROUNDS = 30
 
 
 class DeviceClock:
-    """Times graph replays on the current device, caches cold; see `timing.Clock`."""
+    """Times graph replays on the current device, caches cold; see `timing.Clock`.
+
+    Without Triton the instruction caches keep what they hold.
+    """
 
     name = "device"
-    burst = 5
 
     def __init__(self) -> None:
-        """Allocates what the sweep reads."""
-        self._sweep = reader(torch.zeros(SWEEP_BYTES // 4, dtype=torch.int32, device="cuda"))
+        """Captures the sweep."""
+        read = reader(torch.zeros(SWEEP_BYTES // 4, dtype=torch.int32, device="cuda"))
+        evict = code_evictor()
+
+        def sweep() -> None:
+            evict()
+            read()
+
+        self._sweep = self.ready(sweep)
 
     def ready(self, thunk: Thunk) -> Thunk:
         """Warms a call up and captures it."""
@@ -83,11 +91,22 @@ def reader(buffer: Tensor) -> Thunk:
     reductions are up to a fifth slower.
     """
     try:
-        from hipdecode.testing.triton_read import read
+        from hipdecode.testing.triton_kernels import read
     except ImportError:
         return lambda: torch.amax(buffer)
     sink = torch.zeros(1, dtype=torch.int32, device=buffer.device)
     return lambda: read(buffer, sink)
+
+
+def code_evictor() -> Thunk:
+    """A thunk that walks through more code than an instruction cache holds, on every SM."""
+    try:
+        from hipdecode.testing.triton_kernels import WALK_LANES, walk_code
+    except ImportError:
+        return lambda: None
+    units = torch.cuda.get_device_properties(0).multi_processor_count
+    sink = torch.zeros(WALK_LANES, device="cuda")
+    return lambda: walk_code(sink, 2 * units)
 
 
 def read_gbs(clock: Clock) -> float:

@@ -36,11 +36,6 @@ class Clock(Protocol):
         """Its name in result files."""
         ...
 
-    @property
-    def burst(self) -> int:
-        """Turns that a contender takes in a row; one more before them is not counted if above 1."""
-        ...
-
     def ready(self, thunk: Thunk) -> Thunk:
         """Brings work into the form that `start` times; the slow part, once per contender."""
         ...
@@ -58,11 +53,9 @@ class HostClock:
 
     Attributes:
         name: `cpu` or `wall`.
-        burst: see Clock.
     """
 
     name: str
-    burst: int = 1
 
     @staticmethod
     def here() -> HostClock:
@@ -139,7 +132,7 @@ def measure(
             fifth of it but at least two turns, the rounds of each contender to an equal share of
             the rest but at least min_rounds, so that a slow one leaves the others theirs.
         min_rounds: see budget_s.
-        on_round: called after each round, or burst of rounds, was started.
+        on_round: called after each timed round was started (progress).
         clock: default HostClock.here().
 
     Returns:
@@ -158,15 +151,13 @@ def measure(
         least = min(rounds, min_rounds)
         turns = {name: max(least, min(rounds, int(share / took[name]))) for name in names}
     readings: dict[str, list[Callable[[], float]]] = {name: [] for name in names}
-    for start in range(0, max(turns.values()), clock.burst):
-        first = start // clock.burst % len(names)
+    for turn in range(max(turns.values())):
+        first = turn % len(names)
         for name in names[first:] + names[:first]:
-            mine = range(start, min(start + clock.burst, turns[name]))
-            if mine and clock.burst > 1:
-                clock.start(contenders[name][0])
-            for turn in mine:
-                thunk = contenders[name][turn % len(contenders[name])]
-                readings[name].append(clock.start(thunk))
+            if turn >= turns[name]:
+                continue
+            thunk = contenders[name][turn % len(contenders[name])]
+            readings[name].append(clock.start(thunk))
         if on_round is not None:
             on_round()
     return {

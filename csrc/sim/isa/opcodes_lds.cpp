@@ -34,6 +34,15 @@ uint32_t offset_of(const Instruction& instruction) {
   return static_cast<uint32_t>(instruction.modifiers.offset);
 }
 
+/// Of ds_read2 and ds_write2, whose offsets count steps of kStep bytes.
+template <int kStep>
+std::array<Offsets, 2> two_offsets(Context& context, const Instruction& instruction) {
+  const auto of = [&](int steps) {
+    return offsets_of(context, instruction, static_cast<uint32_t>(steps * kStep));
+  };
+  return {of(instruction.modifiers.offset0), of(instruction.modifiers.offset1)};
+}
+
 uint64_t begin_read(Context& context, const Offsets& at, uint32_t bytes) {
   const Wave& wave = context.wave;
   const uint64_t lanes = context.lds.reading(wave.index, wave.exec, at.data(), bytes);
@@ -81,12 +90,7 @@ void read_dwords(Context& context, const Instruction& instruction) {
 /// ds_read2: two elements of kDwords; kUnit: elements that one step of an offset means.
 template <int kDwords, int kUnit>
 void read_two(Context& context, const Instruction& instruction) {
-  constexpr int kStep = 4 * kDwords * kUnit;
-  const Modifiers& modifiers = instruction.modifiers;
-  const auto offset0 = static_cast<uint32_t>(modifiers.offset0 * kStep);
-  const auto offset1 = static_cast<uint32_t>(modifiers.offset1 * kStep);
-  const Offsets first = offsets_of(context, instruction, offset0);
-  const Offsets second = offsets_of(context, instruction, offset1);
+  const auto [first, second] = two_offsets<4 * kDwords * kUnit>(context, instruction);
   Lanes* to = &register_of(context.wave, instruction.destination[0], 0);
   fetch<kDwords>(context, first, to);
   fetch<kDwords>(context, second, to + kDwords);
@@ -136,12 +140,7 @@ void write_dwords(Context& context, const Instruction& instruction) {
 
 template <int kDwords, int kUnit>
 void write_two(Context& context, const Instruction& instruction) {
-  constexpr int kStep = 4 * kDwords * kUnit;
-  const Modifiers& modifiers = instruction.modifiers;
-  const auto offset0 = static_cast<uint32_t>(modifiers.offset0 * kStep);
-  const auto offset1 = static_cast<uint32_t>(modifiers.offset1 * kStep);
-  const Offsets first = offsets_of(context, instruction, offset0);
-  const Offsets second = offsets_of(context, instruction, offset1);
+  const auto [first, second] = two_offsets<4 * kDwords * kUnit>(context, instruction);
   put(context, first, &register_of(context.wave, instruction.source[1], 0), kDwords);
   put(context, second, &register_of(context.wave, instruction.source[2], 0), kDwords);
 }

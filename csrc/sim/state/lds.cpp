@@ -176,48 +176,44 @@ inline void Lds::write_dword(Shadow& shadow, int wave, uint32_t dword, unsigned 
   shadow.sequence = kind == Kind::direct ? (mine.loads_issued + 1) | kDirect : mine.lds_issued + 1;
 }
 
-uint64_t Lds::reading(int wave, uint64_t lanes, const uint32_t* address, uint32_t bytes) {
-  lanes = inside(lanes, address, bytes, "reads");
-  if (checks_ & (kCheckRaces | kCheckUninitialised | kCheckWaits)) {
-    each_dword(lanes, address, bytes, [&](Shadow& shadow, uint32_t dword, unsigned mask) {
-      read_dword(shadow, wave, dword, mask);
-    });
-  }
+template <class Visit>
+uint64_t Lds::access(uint64_t lanes, const uint32_t* address, uint32_t bytes, const char* verb,
+                     Visit visit) {
+  lanes = inside(lanes, address, bytes, verb);
+  if (checks_ & (kCheckRaces | kCheckUninitialised | kCheckWaits))
+    each_dword(lanes, address, bytes, visit);
   return lanes;
+}
+
+uint64_t Lds::reading(int wave, uint64_t lanes, const uint32_t* address, uint32_t bytes) {
+  return access(lanes, address, bytes, "reads", [&](Shadow& shadow, uint32_t dword, unsigned mask) {
+    read_dword(shadow, wave, dword, mask);
+  });
 }
 
 uint64_t Lds::writing(int wave, uint64_t lanes, const uint32_t* address, uint32_t bytes) {
-  lanes = inside(lanes, address, bytes, "writes");
-  if (checks_ & (kCheckRaces | kCheckUninitialised | kCheckWaits)) {
-    each_dword(lanes, address, bytes, [&](Shadow& shadow, uint32_t dword, unsigned mask) {
-      write_dword(shadow, wave, dword, mask, Kind::plain);
-    });
-  }
-  return lanes;
+  return access(lanes, address, bytes, "writes",
+                [&](Shadow& shadow, uint32_t dword, unsigned mask) {
+                  write_dword(shadow, wave, dword, mask, Kind::plain);
+                });
 }
 
 uint64_t Lds::updating(int wave, uint64_t lanes, const uint32_t* address, uint32_t bytes) {
-  lanes = inside(lanes, address, bytes, "updates");
-  if (checks_ & (kCheckRaces | kCheckUninitialised | kCheckWaits)) {
-    each_dword(lanes, address, bytes, [&](Shadow& shadow, uint32_t dword, unsigned mask) {
-      if ((shadow.initialised & mask) != mask && (checks_ & kCheckUninitialised) != 0) {
-        throw Fault("uninitialised: wave " + std::to_string(wave) + " updates LDS " +
-                    hex(dword * 4) + ", which the workgroup never wrote");
-      }
-      write_dword(shadow, wave, dword, mask, Kind::atomic);
-    });
-  }
-  return lanes;
+  return access(lanes, address, bytes, "updates",
+                [&](Shadow& shadow, uint32_t dword, unsigned mask) {
+                  if ((shadow.initialised & mask) != mask && (checks_ & kCheckUninitialised) != 0) {
+                    throw Fault("uninitialised: wave " + std::to_string(wave) + " updates LDS " +
+                                hex(dword * 4) + ", which the workgroup never wrote");
+                  }
+                  write_dword(shadow, wave, dword, mask, Kind::atomic);
+                });
 }
 
 uint64_t Lds::loading(int wave, uint64_t lanes, const uint32_t* address, uint32_t bytes) {
-  lanes = inside(lanes, address, bytes, "loads to");
-  if (checks_ & (kCheckRaces | kCheckUninitialised | kCheckWaits)) {
-    each_dword(lanes, address, bytes, [&](Shadow& shadow, uint32_t dword, unsigned mask) {
-      write_dword(shadow, wave, dword, mask, Kind::direct);
-    });
-  }
-  return lanes;
+  return access(lanes, address, bytes, "loads to",
+                [&](Shadow& shadow, uint32_t dword, unsigned mask) {
+                  write_dword(shadow, wave, dword, mask, Kind::direct);
+                });
 }
 
 }  // namespace hipdecode::sim

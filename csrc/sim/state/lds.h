@@ -57,6 +57,10 @@ class Lds {
   uint64_t inside(uint64_t lanes, const uint32_t* address, uint32_t bytes, const char* verb) const;
   template <class Visit>
   void each_dword(uint64_t lanes, const uint32_t* address, uint32_t bytes, Visit visit);
+  /// Visits what lies inside, if anything is checked; returns those lanes.
+  template <class Visit>
+  uint64_t access(uint64_t lanes, const uint32_t* address, uint32_t bytes, const char* verb,
+                  Visit visit);
   void read_dword(Shadow& shadow, int wave, uint32_t dword, unsigned mask);
   void write_dword(Shadow& shadow, int wave, uint32_t dword, unsigned mask, Kind kind);
   void check_finished(Shadow& shadow, int wave, uint32_t dword, const char* verb);

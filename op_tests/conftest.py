@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable
 
@@ -12,7 +13,7 @@ import torch
 from hipdecode import ops, registry
 from hipdecode import target as targets
 from hipdecode.testing.calls import Checker
-from hipdecode.testing.cases import DTYPES, Case
+from hipdecode.testing.cases import DTYPES, Case, dtype_pairs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,7 +36,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips what the target under test has no kernels for, such as e4m3fnuz on gfx950."""
     name = config.getoption("--target")
-    here = _dtypes_of(targets.resolve(name).artefact)
+    here = {"fp32", *itertools.chain(*dtype_pairs(name))}
     for item in items:
         if not isinstance(item, pytest.Function) or "target" not in item.fixturenames:
             continue
@@ -44,12 +45,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if lacking:
             reason = f"{', '.join(sorted(lacking))}: {name} has no kernels for it, a CPU has"
             item.add_marker(pytest.mark.skip(reason=reason))
-
-
-def _dtypes_of(artefact: str) -> set[object]:
-    known = registry.default()
-    kernels = known.kernels(known.module("mla_decode_hk"), artefact)
-    return {kernel.by_name[key] for kernel in kernels for key in ("q_dtype", "kv_dtype")} | {"fp32"}
 
 
 def _dtypes_in(parameters: Iterable[object]) -> set[object]:

@@ -4,29 +4,17 @@
 from __future__ import annotations
 
 import random
-from functools import cache
 
 import pytest
 
-from hipdecode import registry
-from hipdecode import target as targets
 from hipdecode.testing.calls import Checker
-from hipdecode.testing.cases import DTYPE_PAIRS, Case
-
-
-@cache
-def pairs_of(target: str) -> list[tuple[str, str]]:
-    """The (q, kv) dtype pairs that a target has kernels for."""
-    known = registry.default()
-    built = known.kernels(known.module("mla_decode_hk"), targets.resolve(target).artefact)
-    kernels = {(kernel.by_name["q_dtype"], kernel.by_name["kv_dtype"]) for kernel in built}
-    return [pair for pair in DTYPE_PAIRS if pair in kernels]
+from hipdecode.testing.cases import Case, dtype_pairs
 
 
 def draw(seed: int, target: str) -> tuple[Case, str]:
     """A case and a call, both determined by the seed and by the dtypes that the target has."""
     rng = random.Random(seed)
-    q_dtype, kv_dtype = rng.choice(pairs_of(target))
+    q_dtype, kv_dtype = rng.choice(dtype_pairs(target))
     batch = rng.choice((1, 1, 2, 3, 5, 9))
     most = rng.choice((1, 1, 2, 4, 8, 16))
     longest = rng.choice((3, 40, 130, 300, 700))

@@ -11,10 +11,14 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
+
+from hipdecode import registry
+from hipdecode import target as targets
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -36,6 +40,16 @@ DTYPE_PAIRS = (
     ("fp8_e4m3fnuz", "fp8_e4m3fnuz"),
 )
 """(q, kv) dtype pairs that MLA decode has kernels for."""
+
+
+@cache
+def dtype_pairs(target: str) -> tuple[tuple[str, str], ...]:
+    """The (q, kv) dtype pairs that a target, such as `cpu` or `sim:gfx950`, has kernels for."""
+    known = registry.default()
+    built = known.kernels(known.module("mla_decode_hk"), targets.resolve(target).artefact)
+    kernels = {(kernel.by_name["q_dtype"], kernel.by_name["kv_dtype"]) for kernel in built}
+    return tuple(pair for pair in DTYPE_PAIRS if pair in kernels)
+
 
 _SHORT = {"fp8_e4m3fn": "fn", "fp8_e4m3fnuz": "fnuz"}
 _NAN_BYTE = {torch.float8_e4m3fn: 0x7F, torch.float8_e4m3fnuz: 0x80}

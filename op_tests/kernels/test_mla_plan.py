@@ -220,6 +220,35 @@ def test_plan_matches_reference_on_hand_made_steps(name: str) -> None:
     assert_matches(planned(HAND_MADE[name]), plan(HAND_MADE[name]))
 
 
+@pytest.mark.parametrize(
+    ("batch", "max_seqlen_q", "nhead", "clusters", "longest"),
+    [
+        (2000, 1, 16, 132, 5000),
+        (700, 4, 128, 700, 300),  # four tiles of a request may lie in two chunks
+        (3, 1, 16, 1500, 200_000),  # more cuts than a chunk has clusters
+        (3, 1500, 128, 64, 100),  # more tiles in a request than in a chunk
+        (2, 1, 1, 8, 2**30 - 1),  # the line is longer than 32 bits count
+        (1300, 0, 16, 64, 100),  # chunks without a tile
+    ],
+)
+@pytest.mark.parametrize("intra_batch_mode", [False, True])
+def test_plan_matches_reference_on_large_steps(
+    batch: int, max_seqlen_q: int, nhead: int, clusters: int, longest: int, intra_batch_mode: bool
+) -> None:
+    rng = random.Random(batch)
+    lengths = [rng.choice([0, longest // 7, rng.randint(0, longest)]) for _ in range(batch - 1)]
+    step = Step(
+        qlens=[*(rng.randint(0, max_seqlen_q) for _ in lengths), max(max_seqlen_q, 1)],
+        pages=[*lengths, longest],
+        nhead=nhead,
+        max_seqlen_q=max(max_seqlen_q, 1),
+        kv_granularity=1 if batch == 2 else 16,
+        clusters=clusters,
+        intra_batch_mode=intra_batch_mode,
+    )
+    assert_matches(planned(step), plan(step))
+
+
 def test_plan_is_as_worked_out_on_paper() -> None:
     # 2 tiles on 2 clusters: blocks 4 + 2, each with 16 of overhead: 38 / 2 + 16 = 35 per cluster.
     # Cluster 0 takes tile 0 (20) and has 15 left, not enough to start tile 1.

@@ -8,6 +8,9 @@
 // What HIP's headers would give, for a compiler that has none: no ROCm is needed to build.
 #define TILE_FN inline __attribute__((device, always_inline))
 
+/// Before a loop: it runs too seldom to be worth the code of several turns.
+#define TILE_ROLLED _Pragma("unroll 1")
+
 /// A condition that the kernel's own arithmetic must keep; checked in builds with HIPDECODE_DEBUG=1
 /// only.
 #ifdef HIPDECODE_DEBUG

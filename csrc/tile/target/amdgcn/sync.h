@@ -14,22 +14,31 @@ TILE_FN int32_t lane() {
   return static_cast<int32_t>(__builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0)));
 }
 
+/// Lanes of a wave.
+constexpr int32_t lanes() { return kLanes; }
+
 /// Whether the caller is the one thread of its block that does what only one may do.
 TILE_FN bool first_thread(Block block) { return block.wave() == 0 && lane() == 0; }
 
 /// Whether the caller is the one lane of its wave that does what only one may do.
 TILE_FN bool first_lane() { return lane() == 0; }
 
-/// `value`, which is known to be the same in all lanes of a wave.
-template <class T>
-TILE_FN T uniform(T value) {
+/// `value` by words, each of which `f` replaces.
+template <class T, class F>
+TILE_FN T by_words(T value, F f) {
   struct Words {
     int32_t word[sizeof(T) / 4];
   };
-  static_assert(sizeof(T) % 4 == 0, "a wave shares 32-bit words");
+  static_assert(sizeof(T) % 4 == 0, "lanes exchange 32-bit words");
   Words words = __builtin_bit_cast(Words, value);
-  for (int32_t& word : words.word) word = __builtin_amdgcn_readfirstlane(word);
+  for (int32_t& word : words.word) word = f(word);
   return __builtin_bit_cast(T, words);
+}
+
+/// `value`, which is known to be the same in all lanes of a wave.
+template <class T>
+TILE_FN T uniform(T value) {
+  return by_words(value, [](int32_t word) { return __builtin_amdgcn_readfirstlane(word); });
 }
 
 /// The kernel's parameters once more: what is read through this is loaded where it is used, not
@@ -96,44 +105,27 @@ TILE_FN float wave_max(float value) {
   return folded(folded(row(0), row(1)), folded(row(2), row(3)));
 }
 
-/// The largest of f(0) ... f(count - 1), or -inf; the lanes of a wave share the calls.
-template <class F>
-TILE_FN float max_over(int32_t count, F f) {
-  float most = -kInfinity;
-  for (int32_t k = lane(); k < count; k += kLanes) {
-    const float value = f(k);
-    most = value > most ? value : most;
-  }
-  return wave_max(most);
+/// Whether a condition holds in all lanes of a wave.
+TILE_FN bool wave_all(bool holds) { return __builtin_amdgcn_ballot_w64(!holds) == 0; }
+
+/// The last lane of a wave for which a condition holds; there is one.
+TILE_FN int32_t wave_last(bool holds) {
+  return kLanes - 1 - __builtin_clzll(__builtin_amdgcn_ballot_w64(holds));
 }
 
-/// f(0) + ... + f(count - 1), none of which is negative or above `most`, but at most `most`; the
-/// lanes of a wave share the calls.
-template <class F>
-TILE_FN int64_t sum_over(int32_t count, F f, int64_t most) {
-  int64_t sum = 0;
-  const auto add = [&](int64_t value) {
-    sum += value;
-    sum = sum < most ? sum : most;
-  };
-  for (int32_t k = lane(); k < count; k += kLanes) add(f(k));
-  const uint64_t mine = static_cast<uint64_t>(sum);
-  sum = 0;
-  for (int from = 0; from < kLanes; ++from) {
-    const auto word = [&](uint64_t bits) {
-      return static_cast<uint32_t>(__builtin_amdgcn_readlane(static_cast<int32_t>(bits), from));
-    };
-    add(static_cast<int64_t>(uint64_t{word(mine >> 32)} << 32 | word(mine)));
-  }
-  return sum;
+/// The value that another lane has; anything where there is no such lane.
+template <class T>
+TILE_FN T from_lane(T value, int32_t index) {
+  return by_words(value,
+                  [&](int32_t word) { return __builtin_amdgcn_ds_bpermute(index * 4, word); });
 }
 
-/// Whether f(k) holds for every k below count; the lanes of a wave share the calls.
-template <class F>
-TILE_FN bool all_over(int32_t count, F f) {
-  bool all = true;
-  for (int32_t k = lane(); k < count; k += kLanes) all = all && f(k);
-  return __builtin_amdgcn_ballot_w64(!all) == 0;
+/// The value of one lane, the same for all.
+template <class T>
+TILE_FN T broadcast(T value, int32_t index) {
+  return by_words(value, [&](int32_t word) { return __builtin_amdgcn_readlane(word, index); });
 }
 
 }  // namespace hipdecode::tile
+
+#include "../../collectives.h"

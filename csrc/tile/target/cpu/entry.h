@@ -9,6 +9,9 @@
 
 #define TILE_FN inline
 
+/// Before a loop: it runs too seldom to be worth the code of several turns.
+#define TILE_ROLLED
+
 /// A condition that the kernel's own arithmetic must keep; checked in builds with HIPDECODE_DEBUG=1
 /// only.
 #ifdef HIPDECODE_DEBUG

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 
-#include "../../softmax.h"
 #include "entry.h"
 
 namespace hipdecode::tile {
@@ -42,35 +41,22 @@ TILE_FN int32_t arrive(int32_t* counter, int32_t expected, Block) {
   return before;
 }
 
-/// The largest of f(0) ... f(count - 1), or -inf; the lanes of a wave share the calls.
-template <class F>
-TILE_FN float max_over(int32_t count, F f) {
-  float most = -kInfinity;
-  for (int32_t k = 0; k < count; ++k) {
-    const float value = f(k);
-    most = value > most ? value : most;
-  }
-  return most;
+/// The collectives' parts: a block is one wave of one lane.
+TILE_FN int32_t lane() { return 0; }
+constexpr int32_t lanes() { return 1; }
+TILE_FN void barrier() {}
+TILE_FN float wave_max(float value) { return value; }
+TILE_FN bool wave_all(bool holds) { return holds; }
+TILE_FN int32_t wave_last(bool) { return 0; }
+template <class T>
+TILE_FN T from_lane(T value, int32_t) {
+  return value;
 }
-
-/// f(0) + ... + f(count - 1), none of which is negative or above `most`, but at most `most`; the
-/// lanes of a wave share the calls.
-template <class F>
-TILE_FN int64_t sum_over(int32_t count, F f, int64_t most) {
-  int64_t sum = 0;
-  for (int32_t k = 0; k < count; ++k) {
-    sum += f(k);
-    sum = sum < most ? sum : most;
-  }
-  return sum;
-}
-
-/// Whether f(k) holds for every k below count; the lanes of a wave share the calls.
-template <class F>
-TILE_FN bool all_over(int32_t count, F f) {
-  for (int32_t k = 0; k < count; ++k)
-    if (!f(k)) return false;
-  return true;
+template <class T>
+TILE_FN T broadcast(T value, int32_t) {
+  return value;
 }
 
 }  // namespace hipdecode::tile
+
+#include "../../collectives.h"

@@ -7,6 +7,9 @@
 
 #define TILE_FN __device__ __forceinline__
 
+/// Before a loop: it runs too seldom to be worth the code of several turns.
+#define TILE_ROLLED _Pragma("unroll 1")
+
 /// A condition that the kernel's own arithmetic must keep; checked in builds with HIPDECODE_DEBUG=1
 /// only.
 #ifdef HIPDECODE_DEBUG

@@ -11,6 +11,9 @@ namespace hipdecode::tile {
 /// The lane of the caller in its wave.
 TILE_FN int32_t lane() { return static_cast<int32_t>(threadIdx.x) % kLanes; }
 
+/// Lanes of a wave.
+constexpr int32_t lanes() { return kLanes; }
+
 /// Whether the caller is the one thread of its block that does what only one may do.
 TILE_FN bool first_thread(Block) { return threadIdx.x == 0; }
 
@@ -49,39 +52,45 @@ TILE_FN int32_t arrive(int32_t* counter, int32_t expected, Block block) {
   return arrived;
 }
 
-/// The largest of f(0) ... f(count - 1), or -inf; the lanes of a wave share the calls.
-template <class F>
-TILE_FN float max_over(int32_t count, F f) {
-  float most = -kInfinity;
-  for (int32_t k = lane(); k < count; k += kLanes) most = fmaxf(most, f(k));
+/// All threads of a block meet here; what they wrote before is visible to all after.
+TILE_FN void barrier() { __syncthreads(); }
+
+/// The largest of a value over the lanes of a wave.
+TILE_FN float wave_max(float value) {
 #pragma unroll
   for (int distance = kLanes / 2; distance > 0; distance /= 2)
-    most = fmaxf(most, __shfl_xor_sync(~0u, most, distance));
-  return most;
+    value = fmaxf(value, __shfl_xor_sync(~0u, value, distance));
+  return value;
 }
 
-/// f(0) + ... + f(count - 1), none of which is negative or above `most`, but at most `most`; the
-/// lanes of a wave share the calls.
-template <class F>
-TILE_FN int64_t sum_over(int32_t count, F f, int64_t most) {
-  int64_t sum = 0;
-  const auto add = [&](int64_t value) {
-    sum += value;
-    sum = sum < most ? sum : most;
-  };
-  for (int32_t k = lane(); k < count; k += kLanes) add(f(k));
+/// Whether a condition holds in all lanes of a wave.
+TILE_FN bool wave_all(bool holds) { return __all_sync(~0u, holds); }
+
+/// The last lane of a wave for which a condition holds; there is one.
+TILE_FN int32_t wave_last(bool holds) {
+  int32_t last;
+  asm("bfind.u32 %0, %1;" : "=r"(last) : "r"(__ballot_sync(~0u, holds)));
+  return last;
+}
+
+/// The value that another lane has; anything where there is no such lane.
+template <class T>
+TILE_FN T from_lane(T value, int32_t index) {
+  static_assert(sizeof(T) % 4 == 0, "lanes exchange 32-bit words");
+  uint32_t words[sizeof(T) / 4];
+  __builtin_memcpy(words, &value, sizeof(T));
 #pragma unroll
-  for (int distance = kLanes / 2; distance > 0; distance /= 2)
-    add(__shfl_xor_sync(~0u, sum, distance));
-  return sum;
+  for (uint32_t& word : words) word = __shfl_sync(~0u, word, index);
+  __builtin_memcpy(&value, words, sizeof(T));
+  return value;
 }
 
-/// Whether f(k) holds for every k below count; the lanes of a wave share the calls.
-template <class F>
-TILE_FN bool all_over(int32_t count, F f) {
-  bool all = true;
-  for (int32_t k = lane(); k < count; k += kLanes) all = all && f(k);
-  return __all_sync(~0u, all);
+/// The value of one lane, the same for all.
+template <class T>
+TILE_FN T broadcast(T value, int32_t index) {
+  return from_lane(value, index);
 }
 
 }  // namespace hipdecode::tile
+
+#include "../../collectives.h"

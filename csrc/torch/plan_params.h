@@ -26,6 +26,12 @@ abi::MlaPlanParams checked_plan_params(const Tensor& qo_indptr, const Tensor& kv
                                        const OptionalTensor& kv_last_page_lens,
                                        const PlanMemory& to, const PlanNumbers& numbers);
 
+/// A checked call of mla_plan, as the short way keeps it; the lengths come with each call.
+struct Planning {
+  abi::MlaPlanParams p;
+  int64_t on_cpu, index;
+};
+
 void launch_plan(const abi::MlaPlanParams& p, const runtime::Place& place);
 
 }  // namespace hipdecode::torch_ops

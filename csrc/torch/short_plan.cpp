@@ -6,12 +6,6 @@
 namespace hipdecode::torch_ops {
 namespace {
 
-/// A checked call of mla_plan, but for the lengths.
-struct Planning {
-  abi::MlaPlanParams p;
-  int64_t on_cpu, index;
-};
-
 Outcome run(PyObject* const* a) {
   const Planning* made = packed_of<Planning>(a[0]);
   if (made == nullptr) return Outcome::long_way;

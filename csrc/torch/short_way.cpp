@@ -7,6 +7,7 @@
 
 #include "launches.h"
 #include "objects.h"
+#include "plan_params.h"
 #include "route_memo.h"
 
 namespace hipdecode::torch_ops {
@@ -33,7 +34,7 @@ struct ScratchFacts {
 };
 
 constexpr int64_t kMostChoice = 0x7fffffff;
-constexpr intptr_t kDecodeArguments = 5, kPackArguments = 12;
+constexpr intptr_t kDecodeArguments = 6, kPackArguments = 12;
 
 /// A call's objects, read and checked.
 struct Call {
@@ -45,6 +46,7 @@ struct Call {
   OptionalTensor kv_last_page_lens, q_scale, kv_scale;
   const ScratchFacts* scratch;
   const PlanFacts* plan;
+  const Planning* planning;
   runtime::Place place;
   abi::MlaDecodeParams p;
   RouteKey key{};
@@ -64,6 +66,7 @@ struct Call {
         kv_scale(optional_tensor_of(step[9])),
         scratch(packed_of<ScratchFacts>(a[2])),
         plan(packed_of<PlanFacts>(a[3])),
+        planning(packed_of<Planning>(a[5])),
         place(begin_call(q)) {
     if (place.device.kind == runtime::DeviceKind::sim) throw Unusual{};  // it wants extents
     check_dim("q", q, 3);
@@ -120,13 +123,24 @@ bool is_elsewhere(const Facts& facts, const Tensor& q) {
   return facts.device != device_of(q) || facts.index != q.get_device_index();
 }
 
+bool is_for(const PlanFacts& plan, const Call& call) {
+  const abi::MlaDecodeParams& p = call.p;
+  return !is_elsewhere(plan, call.q) && plan.batch == p.batch && plan.nhead == p.nhead &&
+         plan.page_size == p.page_size && plan.head_dim_v == call.o.size(2) &&
+         plan.max_seqlen_q >= p.max_seqlen_q && (plan.causal == 0 || p.causal != 0);
+}
+
+/// Whether the arguments of mla_plan are those that fill this plan for this call.
+bool is_for(const Planning& planning, const PlanFacts& plan, const Call& call) {
+  return planning.p.work_info == plan.work_info &&
+         planning.p.max_seqlen_qo == call.p.max_seqlen_q && planning.p.causal == call.p.causal &&
+         (call.key.units == 0 || call.key.units == plan.clusters);
+}
+
+/// Fills the plan, where its arguments are there, then decodes and merges by it.
 void run_planned(Call& call, const RouteEntry& entry) {
   const PlanFacts& plan = *call.plan;
   abi::MlaDecodeParams& p = call.p;
-  if (is_elsewhere(plan, call.q) || plan.batch != p.batch || plan.nhead != p.nhead ||
-      plan.page_size != p.page_size || plan.head_dim_v != call.o.size(2) ||
-      plan.max_seqlen_q < p.max_seqlen_q || (plan.causal != 0 && p.causal == 0))
-    throw Unusual{};
   p.work_indptr = plan.work_indptr;
   p.work_info = plan.work_info;
   p.num_works = plan.works;
@@ -150,6 +164,13 @@ void run_planned(Call& call, const RouteEntry& entry) {
                                    .head_dim_v = static_cast<int32_t>(plan.head_dim_v),
                                    .o_dtype = p.o_dtype};
   const PythonUnlocked unlocked;
+  if (call.planning != nullptr) {
+    abi::MlaPlanParams lists = call.planning->p;
+    lists.qo_indptr = p.qo_indptr;
+    lists.kv_indptr = p.kv_indptr;
+    lists.kv_last_page_lens = p.kv_last_page_lens;
+    launch_plan(lists, call.place);
+  }
   launch_persistent(*entry.decode, p, plan.clusters, call.place);
   // one cluster cuts nothing, so there is nothing to merge
   if (plan.clusters > 1) launch_reduce(*entry.reduce, merge, p.max_seqlen_q, call.place);
@@ -182,7 +203,9 @@ Outcome run(PyObject* const* arguments) {
   const std::optional<RouteEntry> entry = find_route(call.key);
   if (!entry) return Outcome::long_way;
   if (entry->reduce == nullptr) return call.p.rows_q == 0 ? Outcome::served : run_hk(call, *entry);
-  if (call.plan == nullptr) return Outcome::plan_missing;
+  const bool fits = call.plan != nullptr && is_for(*call.plan, call);
+  if (!fits || (call.planning != nullptr && !is_for(*call.planning, *call.plan, call)))
+    return call.key.planned ? Outcome::long_way : Outcome::plan_missing;
   if (call.p.rows_q > 0) run_planned(call, *entry);
   return Outcome::served;
 }

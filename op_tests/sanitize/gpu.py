@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Runs a smoke set of the sm_90 kernels under compute-sanitizer: memcheck, initcheck, racecheck.
+"""Runs a smoke set of the sm_90 kernels under compute-sanitizer: memcheck, initcheck, synccheck.
+
+`--tool racecheck` is there and cries wolf. Its model of an mbarrier orders what the arriving thread
+itself wrote; zeros that the other lanes of a wave stored before `__syncwarp` and the first lane's
+arrival count as racing with the reads behind the gate, though release and acquire order them (PTX
+memory model, causality order). The same goes for blocks whose waves have roles: a store, `bar.sync`
+among the 256 threads that compute, and a load are reported in kernels that also fetch. Each report
+that was traced to its instructions on 2026-11-21 was one of these two; a third kind deserves a look.
 
 Needs a Hopper GPU and NVIDIA's compute-sanitizer (it comes with CUDA). The set has every route and
 every kind of tile, page tails and requests without tokens; results are compared with the oracle in
@@ -27,8 +34,10 @@ TARGET = "sm_90"
 TOOLS = {
     "memcheck": ("--padding", "64"),  # so that a step over an allocation's end is seen
     "initcheck": (),
+    "synccheck": (),
     "racecheck": ("--racecheck-report", "analysis"),
 }
+USUAL = ("memcheck", "initcheck", "synccheck")
 FAILED = 9
 
 
@@ -72,7 +81,7 @@ def run(tool: str, quick: bool) -> bool:
 def main() -> int:
     """Runs what the command line asks for; returns the number of tools that found something."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tool", action="append", choices=TOOLS, help="default: all of them")
+    parser.add_argument("--tool", action="append", choices=TOOLS, help="default: all but racecheck")
     parser.add_argument("--quick", action="store_true", help="leave out the rarer dtypes")
     parser.add_argument("--smoke", action="store_true", help="only the set, under no tool")
     arguments = parser.parse_args()
@@ -82,7 +91,7 @@ def main() -> int:
     smoke(arguments.quick)
     if arguments.smoke:
         return 0
-    return sum(not run(tool, arguments.quick) for tool in arguments.tool or TOOLS)
+    return sum(not run(tool, arguments.quick) for tool in arguments.tool or USUAL)
 
 
 if __name__ == "__main__":

@@ -172,16 +172,18 @@ def _decode_short(
     """Launches a step like an earlier one; False where it is not, or the long way must see it."""
     if is_watched() or not isinstance(workspace, Workspace | None):
         return False
+    planned, planning = plan is not None, None
     scratch = None if workspace is None else workspace.packed(short.pack_scratch)
+    if not planned and workspace is not None and workspace.last_plan is not None:
+        plan, planning = workspace.last_plan, workspace.last_plan.planning
     packed = plan.packed(short.pack_plan) if isinstance(plan, MlaPlan) else None
-    planned = plan is not None
-    outcome = short.decode(call, choice, scratch, packed, planned)
+    outcome = short.decode(call, choice, scratch, packed, planned, planning)
     if outcome == SCRATCH_MISSING and workspace is None:
         scratch = default_workspace(_Step._make(call).q.device).packed(short.pack_scratch)
-        outcome = short.decode(call, choice, scratch, packed, planned)
+        outcome = short.decode(call, choice, scratch, None, False, None)
     elif outcome == PLAN_MISSING and not planned:
         packed = _own_plan(_Step._make(call), workspace).packed(short.pack_plan)
-        outcome = short.decode(call, choice, scratch, packed, planned)
+        outcome = short.decode(call, choice, scratch, packed, False, None)
     if outcome != SERVED:
         return False
     if logger.isEnabledFor(logging.INFO):
@@ -206,7 +208,7 @@ def _decode(
     else:
         _decode_persistent(step, plan, workspace)
     if not compiling and ops.short_way is not None:
-        ops.short_way.learn(step, choice, None, None, plan is not None, chosen, splits)
+        ops.short_way.learn(step, choice, None, None, plan is not None, None, chosen, splits)
 
 
 def _remembered(step: _Step, choice: tuple[object, ...], planned: bool) -> tuple[str, int]:
@@ -367,7 +369,8 @@ def _own_plan(step: _Step, workspace: Workspace | None) -> MlaPlan:
     kept = None
     _, nhead, head_dim_v = step.out.shape
     _, units = ops.family_and_units(step.q.device)
-    key = (step.batch, nhead, step.max_seqlen_q, head_dim_v, units)
+    page_size = step.kv_buffer.shape[1]
+    key = (step.batch, nhead, step.max_seqlen_q, head_dim_v, units, page_size, step.causal)
     if workspace is None and not torch.compiler.is_compiling():
         workspace = default_workspace(step.q.device)
     if workspace is not None:
@@ -377,12 +380,14 @@ def _own_plan(step: _Step, workspace: Workspace | None) -> MlaPlan:
         step.kv_indptr,
         nhead=nhead,
         max_seqlen_q=step.max_seqlen_q,
-        page_size=step.kv_buffer.shape[1],
+        page_size=page_size,
         kv_last_page_lens=step.kv_last_page_lens,
         causal=step.causal,
         head_dim_v=head_dim_v,
         out=kept,
     )
-    if kept is None and workspace is not None:
-        workspace.keep_plan(key, plan)
+    if workspace is not None:
+        if kept is None:
+            workspace.keep_plan(key, plan)
+        workspace.last_plan = plan
     return plan

@@ -75,6 +75,12 @@ class MlaPlan:
         kept = self._kept.get("plan")
         return kept[1] if kept and kept[0] == choices else None
 
+    @property
+    def planning(self) -> bytes | None:
+        """The packed arguments of the last mla_plan into this plan."""
+        kept = self._kept.get("plan")
+        return kept[1] if kept else None
+
     def keep_planning(self, choices: tuple[object, ...], packed: bytes | None) -> None:
         """Keeps what `planned_before` returns."""
         self._kept["plan"] = (choices, packed)
@@ -211,10 +217,9 @@ def plan_mla_decode(
         nhead, max_seqlen_q, page_size, causal, compute_units, max_split_per_batch,
         intra_batch_mode, num_kv_splits, kv_granularity, uni_seqlen_qo, topk, head_dim_v,
     )  # fmt: skip
+    alone = not torch.compiler.is_dynamo_compiling() and not is_watched()
     short = ops.short_way
-    if torch.compiler.is_dynamo_compiling() or not isinstance(out, MlaPlan) or is_watched():
-        short = None
-    if short is not None and out is not None:
+    if alone and short is not None and isinstance(out, MlaPlan):
         before = out.planned_before(choices)
         if short.plan(before, qo_indptr, kv_indptr, kv_last_page_lens) == SERVED:
             return out
@@ -256,6 +261,6 @@ def plan_mla_decode(
         num_kv_splits,
     )  # fmt: skip
     torch.ops.hipdecode.mla_plan(*arguments)
-    if short is not None and plan is out:
-        plan.keep_planning(choices, short.pack_planning(*arguments))
+    if alone and ops.short_way is not None:
+        plan.keep_planning(choices, ops.short_way.pack_planning(*arguments))
     return plan

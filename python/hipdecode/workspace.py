@@ -54,6 +54,8 @@ class Workspace:
         self._splits: OrderedDict[tuple[int, ...], SplitScratch] = OrderedDict()
         self._plans: OrderedDict[tuple[object, ...], MlaPlan] = OrderedDict()
         self._packed: bytes | None = None
+        self.last_plan: MlaPlan | None = None
+        """The plan of the last call that made its own here."""
         _all.add(self)
 
     @property

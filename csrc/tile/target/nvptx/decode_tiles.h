@@ -4,19 +4,27 @@
 #include <type_traits>
 
 #include "../../schedule.h"
+#include "split_both.h"
 #include "split_columns.h"
 #include "split_keys.h"
 
 namespace hipdecode::tile {
+namespace nvptx {
 
 /// Two warpgroups compute and four waves bring keys in. While the whole output of a tile's rows
 /// fits the registers of one warpgroup, each of the two has keys of its own and they merge at the
-/// end; else they share the keys and each has half of the output's columns.
+/// end; else each has half of the output's columns. Keys of 16 bits then go to the matrix unit from
+/// where they lie, fp8 through registers.
+template <class Shape>
+using TilesOfShape = std::conditional_t<
+    Shape::kRows * Shape::kHeadDimV <= 32 * 512, SplitKeys<Shape>,
+    std::conditional_t<kIsFp8<Shape::kKvDType>, SplitColumns<Shape>, SplitBoth<Shape>>>;
+
+}  // namespace nvptx
+
 template <class Shape, Schedule kSchedule>
-struct DecodeTiles : std::conditional_t<Shape::kRows * Shape::kHeadDimV <= 32 * 512,
-                                        nvptx::SplitKeys<Shape>, nvptx::SplitColumns<Shape>> {
-  using Base = std::conditional_t<Shape::kRows * Shape::kHeadDimV <= 32 * 512,
-                                  nvptx::SplitKeys<Shape>, nvptx::SplitColumns<Shape>>;
+struct DecodeTiles : nvptx::TilesOfShape<Shape> {
+  using Base = nvptx::TilesOfShape<Shape>;
   using Base::Base;
 };
 

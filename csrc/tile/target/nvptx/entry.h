@@ -84,7 +84,7 @@ TILE_FN void run(const typename Kernel::Params& params, typename Kernel::Shared&
 #define TILE_KERNEL(symbol, ...)                                                                  \
   extern "C" __global__ void __launch_bounds__(__VA_ARGS__::kWaves* ::hipdecode::tile::kLanes, 1) \
       symbol(const __grid_constant__ __VA_ARGS__::Params params) {                                \
-    extern __shared__ __align__(128) unsigned char memory[];                                      \
+    extern __shared__ __align__(alignof(__VA_ARGS__::Shared)) unsigned char memory[];             \
     ::hipdecode::tile::nvptx::run<__VA_ARGS__>(params,                                            \
                                                *reinterpret_cast<__VA_ARGS__::Shared*>(memory));  \
   }                                                                                               \

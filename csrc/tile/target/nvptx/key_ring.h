@@ -19,7 +19,7 @@ TILE_FN int fetching_wave(int compute_waves) {
 /// that the eight rows of a matrix fall into different banks whichever way it is read.
 template <int kHeadDim, abi::DType kType>
 struct Keys {
-  static constexpr bool kFp8 = kIsFp8<kType>;
+  static constexpr bool kFp8 = kIsFp8<kType>, kSwizzled = false;
   static constexpr abi::DType kOperand = kFp8 ? abi::DType::fp16 : kType;  // what is computed with
   static constexpr int kElement = kFp8 ? 1 : 2;
   static constexpr int kTokens = 64, kRowBytes = kHeadDim * kElement, kPitch = kRowBytes + 16;

@@ -30,6 +30,11 @@ struct Gate {
         "r"(bytes)
         : "memory");
   }
+  /// Arrives once the chunks that this thread has asked for are there.
+  TILE_FN void arrive_behind_chunks() {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(this))
+                 : "memory");
+  }
   /// Waits until the phase of that parity is over. A caller sees every phase: parities repeat.
   TILE_FN void wait(uint32_t parity) {
     constexpr uint32_t kNanoseconds = 10'000'000;  // that the thread may be suspended in one try
@@ -70,6 +75,13 @@ TILE_FN void copy(uint32_t destination, uint64_t source, int bytes, Gate& gate, 
       : "memory");
 }
 
+/// Starts a copy of 16 bytes, or of zeros where the source is not `wanted`.
+TILE_FN void copy_chunk(uint32_t destination, uint64_t source, bool wanted) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(destination),
+               "l"(source), "r"(wanted ? 16 : 0)
+               : "memory");
+}
+
 /// Four 8x8 matrices of 16-bit words; lane l gives the address of row l % 8 of matrix l / 8.
 TILE_FN void load_matrices(uint32_t (&words)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -80,6 +92,11 @@ TILE_FN void load_matrices_transposed(uint32_t (&words)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                : "r"(address));
+}
+TILE_FN void store_matrices(uint32_t address, const uint32_t (&words)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
 }
 TILE_FN void store_matrices_transposed(uint32_t address, const uint32_t (&words)[4]) {
   asm volatile(

@@ -6,6 +6,7 @@
 
 #include "convert.h"
 #include "products.h"
+#include "swizzled.h"
 
 namespace hipdecode::tile::nvptx {
 
@@ -91,7 +92,8 @@ struct Queries {
 
   static TILE_FN void write(unsigned char* to, int row, int chunk, const uint4& words,
                             float scale) {
-    unsigned char* at = to + chunk * kChunkBytes<kRows> + row * 16;
+    unsigned char* at =
+        to + (Keys::kSwizzled ? swizzled(row, chunk) : chunk * kChunkBytes<kRows> + row * 16);
     if constexpr (!Keys::kFp8) {
       *reinterpret_cast<uint4*>(at) = words;
     } else {

@@ -80,6 +80,70 @@ TILE_FN void multiply(float (&d)[kWords], const uint32_t* a, uint64_t b, int add
   }
 }
 
+#define HIPDECODE_D64                                                                       \
+  HIPDECODE_D32                                                                             \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, " \
+  "%49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define HIPDECODE_D128                                                                       \
+  HIPDECODE_D64                                                                              \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, "  \
+  "%81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, "    \
+  "%98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, " \
+  "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define HIPDECODE_F64(d, i) \
+  HIPDECODE_F16(d, i), HIPDECODE_F16(d, i + 16), HIPDECODE_F16(d, i + 32), HIPDECODE_F16(d, i + 48)
+#define HIPDECODE_SCORES(type)                                                       \
+  asm volatile(                                                                      \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                                   \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" HIPDECODE_D32 \
+      "}, %32, %33, p, 1, 1, 0, 0;\n}"                                               \
+      : HIPDECODE_F16(d, 0), HIPDECODE_F16(d, 16)                                    \
+      : "l"(a), "l"(b), "r"(add))
+#define HIPDECODE_VALUES(type, a_at, b_at, last, ...)                                             \
+  asm volatile(                                                                                   \
+      "{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"                                                  \
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type " {" HIPDECODE_D128 "}, " a_at \
+      ", " b_at ", p, 1, 1, " last ";\n}"                                                         \
+      : HIPDECODE_F64(d, 0), HIPDECODE_F64(d, 64)                                                 \
+      : __VA_ARGS__, "l"(b))
+
+/// d = a x b, or d += where `add`: 64 rows by 64 columns, depths along the columns of both blocks.
+template <abi::DType kType>
+TILE_FN void multiply(float (&d)[32], uint64_t a, uint64_t b, int add) {
+  if constexpr (kType == abi::DType::bf16) {
+    HIPDECODE_SCORES("bf16");
+  } else {
+    HIPDECODE_SCORES("f16");
+  }
+}
+
+/// d += a x b: 64 rows by 256 columns, depths along b's rows; a in registers.
+template <abi::DType kType>
+TILE_FN void add_product(float (&d)[128], const uint32_t* a, uint64_t b) {
+  if constexpr (kType == abi::DType::bf16) {
+    HIPDECODE_VALUES("bf16", "{%128, %129, %130, %131}", "%132", "1", "r"(a[0]), "r"(a[1]),
+                     "r"(a[2]), "r"(a[3]));
+  } else {
+    HIPDECODE_VALUES("f16", "{%128, %129, %130, %131}", "%132", "1", "r"(a[0]), "r"(a[1]),
+                     "r"(a[2]), "r"(a[3]));
+  }
+}
+
+/// The same of an a in a block.
+template <abi::DType kType>
+TILE_FN void add_product(float (&d)[128], uint64_t a, uint64_t b) {
+  if constexpr (kType == abi::DType::bf16) {
+    HIPDECODE_VALUES("bf16", "%128", "%129", "0, 1", "l"(a));
+  } else {
+    HIPDECODE_VALUES("f16", "%128", "%129", "0, 1", "l"(a));
+  }
+}
+
+#undef HIPDECODE_VALUES
+#undef HIPDECODE_SCORES
+#undef HIPDECODE_F64
+#undef HIPDECODE_D128
+#undef HIPDECODE_D64
 #undef HIPDECODE_N64
 #undef HIPDECODE_N32
 #undef HIPDECODE_N16

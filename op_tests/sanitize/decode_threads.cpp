@@ -3,33 +3,18 @@
 // sanitizers, and for machines that are emulated. hk with split contexts (the last arriver merges),
 // then plan, persistent and reduce; both against the definition in double.
 
-#include <atomic>
 #include <cstdio>
-#include <thread>
 
 #include "kernels/mla_decode_hk.h"
 #include "kernels/mla_decode_persistent.h"
 #include "kernels/mla_plan.h"
 #include "kernels/mla_reduce.h"
-#include "problem.h"
+#include "launch.h"
 
 namespace hipdecode::sanitize {
 namespace {
 
-constexpr int kThreads = 4, kSplits = 5, kClusters = 7;
-
-template <class Kernel>
-void launch(const typename Kernel::Params& params, int64_t blocks) {
-  std::atomic<int64_t> next{0};
-  std::vector<std::thread> threads;
-  for (int t = 0; t < kThreads; ++t)
-    threads.emplace_back([&] {
-      const Block<typename Kernel::Shared> shared(1);
-      for (int64_t i; (i = next.fetch_add(1)) < blocks;)
-        Kernel::run(params, tile::Block(i, blocks), shared[0]);
-    });
-  for (auto& thread : threads) thread.join();
-}
+constexpr int kSplits = 5, kClusters = 7;
 
 struct Output {
   std::vector<uint16_t> o;

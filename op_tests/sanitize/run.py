@@ -17,6 +17,7 @@ from pathlib import Path
 from hipdecode import registry, target
 
 ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ("decode_threads", "sparse_threads")
 SANITIZERS = {
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "tsan": ["-fsanitize=thread"],
@@ -24,17 +25,20 @@ SANITIZERS = {
 
 
 def run(target_name: str, extra: list[str], *, compiler: str = "g++", runner: str = "") -> bool:
-    """Builds and runs decode_threads.cpp for one CPU target; returns whether all was well."""
+    """Builds and runs the programs for one CPU target; returns whether all was well."""
     kernel = registry.default().kernel("mla_reduce")
     flags = [f for f in registry.default().flags(kernel, target_name).flags if f != "-shared"]
     # -O2 keeps line numbers honest; g++ 12 warns of its own AVX-512 headers
     flags += ["-O2", "-g", "-pthread", "-Wno-maybe-uninitialized", f"-I{ROOT / 'csrc'}", *extra]
+    good = True
     with tempfile.TemporaryDirectory() as folder:
-        program = str(Path(folder) / "decode_threads")
-        source = str(Path(__file__).with_name("decode_threads.cpp"))
-        subprocess.run([compiler, *flags, source, "-o", program], check=True)
-        command = [runner, program] if runner else [program]
-        return subprocess.run(command, check=False).returncode == 0
+        for name in PROGRAMS:
+            program = str(Path(folder) / name)
+            source = str(Path(__file__).with_name(f"{name}.cpp"))
+            subprocess.run([compiler, *flags, source, "-o", program], check=True)
+            command = [runner, program] if runner else [program]
+            good &= subprocess.run(command, check=False).returncode == 0
+    return good
 
 
 def main() -> int:

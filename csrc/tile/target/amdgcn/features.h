@@ -24,6 +24,7 @@ inline constexpr bool kTransposingReads = kGfx950;   // ds_read_b64_tr_b8, ds_re
 inline constexpr bool kWideDirectLoads = kGfx950;    // global_load_lds_dwordx4
 inline constexpr bool kScaledMatrixOps = kGfx950;    // v_mfma_*_f8f6f4
 inline constexpr bool kSwapInstructions = kGfx950;   // v_permlane16_swap, v_permlane32_swap
+inline constexpr bool kConvertsBf16 = kGfx950;       // v_cvt_pk_bf16_f32
 inline constexpr int kDenseDepth = kGfx950 ? 2 : 1;  // 16-bit MFMA: K = 16 x this of 16x16
 
 }  // namespace hipdecode::tile::amdgcn

@@ -19,6 +19,7 @@ struct HkFetch<Shape, false> {
   static constexpr int kLatentChunks = Layout::kLatent / 64;
   static constexpr int kRopeGap = Layout::kRopeOffset - Layout::kLatent;  // bytes between the parts
   static constexpr bool kMixed = Shape::kKvDType != Shape::kExtraDType;
+  static constexpr bool kPowerOfTwo = Shape::kFormat == KeyFormat::v4;
   static_assert(Layout::kLatent % 64 == 0 && P::kSourceRowBytes % 64 == 0);
   static_assert(!kMixed || Shape::kExtraDType == abi::DType::fp8_e4m3fn, "of an fnuz machine");
 
@@ -73,7 +74,8 @@ struct HkFetch<Shape, false> {
     if constexpr (!kApart)
       first = source[own] - place.byte() + (Layout::kLatent - place.share * 64);
     const auto stored = global_read<Scale>(first + group * static_cast<int>(sizeof(Scale)));
-    scale[own][i] = Layout::scale_value(stored);
+    const float value = Layout::scale_value(stored);
+    scale[own][i] = kConvertsBf16 || kPowerOfTwo || value == value ? value : __builtin_nanf("");
   }
 
   TILE_FN void land(uint32_t tile) {
@@ -122,12 +124,17 @@ struct HkFetch<Shape, false> {
   static TILE_FN uint32_t widen(uint32_t bytes, float scale) {
     const auto pair = __builtin_amdgcn_cvt_pk_f32_fp8(static_cast<int>(bytes), kHigh);
     const float low = pair[0] * scale, high = pair[1] * scale;
-    if constexpr (Shape::kFormat == KeyFormat::v4)  // a power of two: exact
-      return __builtin_amdgcn_perm(__builtin_bit_cast(uint32_t, high),
-                                   __builtin_bit_cast(uint32_t, low), 0x07060302);
+    if constexpr (kPowerOfTwo || !kConvertsBf16)
+      return __builtin_amdgcn_perm(rounded(high), rounded(low), 0x07060302);
     else
       return __builtin_bit_cast(uint32_t,
                                 Bf16x2{static_cast<__bf16>(low), static_cast<__bf16>(high)});
+  }
+
+  /// A number whose upper half is its bf16, nearest even. A NaN must leave room for the carry.
+  static TILE_FN uint32_t rounded(float x) {
+    const auto bits = __builtin_bit_cast(uint32_t, x);
+    return kPowerOfTwo ? bits : bits + (bits >> 16 & 1) + 0x7fff;  // such a scale needs no rounding
   }
 };
 

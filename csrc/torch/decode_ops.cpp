@@ -98,6 +98,8 @@ void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Ten
     HIPDECODE_CHECK(
         partial_output && partial_lse && arrivals,
         "partial_output, partial_lse, arrivals: expected tensors when num_splits > 1, got none");
+    for (const OptionalTensor* t : {&partial_output, &partial_lse, &arrivals})
+      check_same_device("partial_output, partial_lse, arrivals", **t, q);
     memory = {.partial_o = float_data("partial_output", *partial_output, 0),
               .partial_lse = float_data("partial_lse", *partial_lse, 0),
               .arrivals = mutable_int32_data("arrivals", *arrivals, 0),
@@ -118,6 +120,8 @@ void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor 
   abi::MlaDecodeParams p =
       checked_params({q, kv_buffer, o, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens,
                       q_scale, kv_scale, max_seqlen_q, sm_scale, causal});
+  for (const Tensor* t : {&work_indptr, &work_info_set, &partial_output, &partial_lse})
+    check_same_device("plan", *t, q);
   check_dim("work_info_set", work_info_set, 2);
   HIPDECODE_CHECK(work_info_set.size(1) == 8, "work_info_set: expected [works, 8], got shape ",
                   shape_text(work_info_set));

@@ -64,8 +64,11 @@ Tensor tensor_of(PyObject* object) {
   const ScalarType scalar = scalar_type_of(t);
   const DeviceType device = device_type_of(t.device_type);
   if (scalar == ScalarType::Undefined || device == DeviceType::other) throw Unusual{};
-  return Tensor(static_cast<char*>(t.data) + t.byte_offset, t.sizes, t.strides, t.dim, scalar,
-                t.type_bits / 8, device, t.device_index);
+  const Tensor tensor(static_cast<char*>(t.data) + t.byte_offset, t.sizes, t.strides, t.dim, scalar,
+                      t.type_bits / 8, device, t.device_index);
+  // torch's own wrappers of tensors say that they are plain ones, and have no memory
+  if (t.data == nullptr && tensor.numel() > 0) throw Unusual{};
+  return tensor;
 }
 
 OptionalTensor optional_tensor_of(PyObject* object) {

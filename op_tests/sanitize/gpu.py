@@ -6,7 +6,7 @@ itself wrote; zeros that the other lanes of a wave stored before `__syncwarp` an
 arrival count as racing with the reads behind the gate, though release and acquire order them (PTX
 memory model, causality order). The same goes for blocks whose waves have roles: a store, `bar.sync`
 among the 256 threads that compute, and a load are reported in kernels that also fetch. Each report
-that was traced to its instructions on 2026-11-21 was one of these two; a third kind deserves a look.
+traced to its instructions on 2026-11-21 was one of these two; a third kind deserves a look.
 
 Needs a Hopper GPU and NVIDIA's compute-sanitizer (it comes with CUDA). The set has every route and
 every kind of tile, page tails and requests without tokens; results are compared with the oracle in

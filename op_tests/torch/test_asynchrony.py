@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,6 +128,29 @@ def test_a_result_on_another_device_is_refused_by_name(
     results[name] = _elsewhere(results[name])
     with pytest.raises(BadArgument, match=name):
         decode(inputs, route, **results)
+
+
+@pytest.mark.parametrize("calls_before", [0, 2])
+@pytest.mark.parametrize("name", ["workspace", "plan"])
+def test_memory_on_another_device_is_refused_by_name(
+    device: torch.device, name: str, calls_before: int
+) -> None:
+    inputs = cases.to_device(cases.make_inputs(CASE), device)
+    lengths = {key: inputs[key] for key in ("qo_indptr", "kv_indptr", "kv_last_page_lens")}
+    sizes = {"nhead": CASE.nhead, "max_seqlen_q": 2, "page_size": CASE.page_size}
+    plan = hipdecode.plan_mla_decode(**lengths, **sizes)
+    tensors = {key: getattr(plan, key) for key in plan.__slots__ if key != "_kept"}
+    moved = {k: _elsewhere(v) for k, v in tensors.items() if isinstance(v, Tensor)}
+    route = "hk-3" if name == "workspace" else "persistent"
+    good = {"workspace": hipdecode.Workspace(device), "plan": plan}
+    bad = {
+        "workspace": hipdecode.Workspace(moved["work_indptr"].device),
+        "plan": dataclasses.replace(plan, **moved),
+    }
+    for _ in range(calls_before):
+        decode(inputs, route, **{name: good[name]})
+    with pytest.raises(BadArgument, match=name):
+        decode(inputs, route, **{name: bad[name]})
 
 
 @pytest.mark.gpu

@@ -64,9 +64,13 @@ def check_int(name: str, value: object, low: int, high: int = 2**31 - 1) -> None
 
 
 def check_choices(
-    sm_scale: float | None, num_splits: int | None, workspace: Workspace | None
+    sm_scale: float | None,
+    num_splits: int | None,
+    workspace: Workspace | None,
+    plan: MlaPlan | None = None,
+    device: torch.device | None = None,
 ) -> None:
-    """Checks what a caller chooses freely.
+    """Checks what a caller chooses freely; scratch and plan lie on the call's device.
 
     Raises:
         BadArgument: a choice means nothing.
@@ -78,6 +82,14 @@ def check_choices(
         check_int("num_splits", num_splits, 1, MAX_SPLITS)
     if workspace is not None and not isinstance(workspace, Workspace):
         raise BadArgument(f"workspace: expected a Workspace or None, got {describe(workspace)}")
+    for name, made in (
+        ("workspace", None if workspace is None else workspace.device),
+        ("plan", plan.work_indptr.device if isinstance(plan, MlaPlan) else None),
+    ):
+        if made is None or device is None:
+            continue
+        if (made.type, made.index or 0) != (device.type, device.index or 0):
+            raise BadArgument(f"{name}: expected one on {device}, got one on {made}; make another")
 
 
 def check_inputs(

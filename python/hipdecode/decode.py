@@ -118,7 +118,7 @@ def mla_decode(
         # is it worth the time to find out whose fault it was and to say so by name.
         check_inputs(q, kv_buffer, qo_indptr, kv_indptr, kv_indices, max_seqlen_q)
         check_options(q, out, lse, kv_last_page_lens, q_scale, kv_scale, qo_indptr.numel() - 1)
-        check_choices(sm_scale, num_splits, workspace)
+        check_choices(sm_scale, num_splits, workspace, plan, q.device)
         raise
     return (out, lse) if return_lse and lse is not None else out
 
@@ -170,7 +170,7 @@ def _decode_short(
     workspace: Workspace | None,
 ) -> bool:
     """Launches a step like an earlier one; False where it is not, or the long way must see it."""
-    if is_watched() or not isinstance(workspace, Workspace | None):
+    if is_watched() or not (workspace is None or isinstance(workspace, Workspace)):
         return False
     planned, planning = plan is not None, None
     scratch = None if workspace is None else workspace.packed(short.pack_scratch)

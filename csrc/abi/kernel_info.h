@@ -13,7 +13,9 @@ struct KernelInfo {
   int64_t shared_bytes;  // group memory that one block needs
   int32_t threads;       // of one block; 1 on the CPU
   int32_t rows;          // query rows of a tile; 0: the kernel has none
+  int32_t meets = 0;     // its blocks can wait for each other where all of them run at once
+  int32_t reserved = 0;
 };
-static_assert(sizeof(KernelInfo) == 24);
+static_assert(sizeof(KernelInfo) == 32);
 
 }  // namespace hipdecode::abi

@@ -44,8 +44,11 @@ struct MlaDecodeParams {
   DType o_dtype;
   float sm_scale;
   int32_t page_bits;  // log2 of page_size
+  int32_t
+      together;  // hk: all blocks of the launch run at the same time and may wait for each other
+  int32_t reserved;  // 0
 };
-static_assert(sizeof(MlaDecodeParams) == 15 * 8 + 11 * 8 + 10 * 4);
+static_assert(sizeof(MlaDecodeParams) == 15 * 8 + 11 * 8 + 12 * 4);
 static_assert(offsetof(MlaDecodeParams, q_stride_row) == 120);
 static_assert(offsetof(MlaDecodeParams, batch) == 208);
 

@@ -55,9 +55,11 @@ struct MlaReduce {
     const int64_t row = tile.first_row + r;
     auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
     float* lse = p.lse == nullptr ? nullptr : p.lse + row * p.nhead + head;
-    merge_partials<kMaxHeadDimV>(
-        {o, lse, p.o_dtype}, p.partial_o, p.partial_lse, tile.count, p.head_dim_v,
-        [&](int32_t k) { return (int64_t{tile.map[k]} + r) * p.nhead + head; });
+    merge_partials<kMaxHeadDimV, tile::kMergeAhead>(
+        {o, lse, p.o_dtype}, tile.count, p.head_dim_v, [&](int32_t k) -> Partial {
+          const int64_t at = (int64_t{tile.map[k]} + r) * p.nhead + head;
+          return {p.partial_o + at * p.head_dim_v, p.partial_lse + at};
+        });
   }
 };
 

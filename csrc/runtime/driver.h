@@ -33,6 +33,7 @@ struct Launch {
   int64_t blocks = 0;
   void* stream = nullptr;           // of the kernel's device; GPUs only
   std::span<const Extent> extents;  // none: not known; only the simulator looks at it
+  bool together = false;            // all blocks run at the same time
 };
 
 /// A kernel that is ready to be launched on one device. Never unloaded: a captured graph may still
@@ -44,6 +45,8 @@ class Kernel {
   /// @throws Error when the driver refuses
   virtual void launch(const void* params, int64_t params_bytes, const Launch& launch) const = 0;
   virtual const abi::KernelInfo& info() const = 0;
+  /// Blocks that a launch may ask to run together; 0: this device or kernel promises none.
+  virtual int64_t most_together() const { return 0; }
 };
 
 /// A way to execute artefacts: one file per driver beside this page.

@@ -23,8 +23,29 @@ using Context = void*;                         // CUcontext
 constexpr int kMultiprocessorCount = 16;       // CUdevice_attribute
 constexpr int kMaxSharedPerBlockOptin = 97;    // CUdevice_attribute
 constexpr int kMaxDynamicSharedSizeBytes = 8;  // CUfunction_attribute
+constexpr int kCooperativeLaunch = 95;         // CUdevice_attribute
+constexpr int kCooperative = 2;                // CUlaunchAttributeID
 constexpr int64_t kMostBlocks = 0x7fffffff;    // of a grid, along x
 constexpr const char* kLibrary = "libcuda.so.1";
+
+struct LaunchAttribute {  // CUlaunchAttribute
+  int id;
+  int padding = 0;
+  union {
+    int value;
+    char bytes[64];
+  };
+};
+static_assert(sizeof(LaunchAttribute) == 72);
+
+struct LaunchConfig {  // CUlaunchConfig
+  unsigned grid[3], block[3];
+  unsigned shared_bytes;
+  void* stream;
+  LaunchAttribute* attributes;
+  unsigned attribute_count;
+};
+static_assert(sizeof(LaunchConfig) == 56);
 
 /// The library's entries, looked up once.
 struct Cuda {
@@ -39,10 +60,11 @@ struct Cuda {
   CudaResult (*cuModuleLoadData)(void** module, const void* image);
   CudaResult (*cuModuleGetFunction)(void** function, void* module, const char* name);
   CudaResult (*cuFuncSetAttribute)(void* function, int attribute, int value);
-  CudaResult (*cuLaunchKernel)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                               unsigned block_x, unsigned block_y, unsigned block_z,
-                               unsigned dynamic_shared_bytes, void* stream, void** parameters,
-                               void** extra);
+  CudaResult (*cuLaunchKernelEx)(const LaunchConfig* config, void* function, void** parameters,
+                                 void** extra);
+  CudaResult (*cuOccupancyMaxActiveBlocksPerMultiprocessor)(int* blocks, void* function,
+                                                            int threads,
+                                                            size_t dynamic_shared_bytes);
   CudaResult (*cuStreamIsCapturing)(void* stream, int* status);
 
   void check(CudaResult result, const char* call, const std::string& subject) const {
@@ -79,7 +101,9 @@ Cuda open_cuda() {
   look_up(library, "cuModuleLoadData", cuda.cuModuleLoadData);
   look_up(library, "cuModuleGetFunction", cuda.cuModuleGetFunction);
   look_up(library, "cuFuncSetAttribute", cuda.cuFuncSetAttribute);
-  look_up(library, "cuLaunchKernel", cuda.cuLaunchKernel);
+  look_up(library, "cuLaunchKernelEx", cuda.cuLaunchKernelEx);
+  look_up(library, "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+          cuda.cuOccupancyMaxActiveBlocksPerMultiprocessor);
   look_up(library, "cuStreamIsCapturing", cuda.cuStreamIsCapturing);
   cuda.check(cuda.cuInit(0), "cuInit", "CUDA");
   return cuda;
@@ -140,30 +164,44 @@ class ContextGuard {
 
 class CudaKernel final : public Kernel {
  public:
-  CudaKernel(std::string name, void* function, const abi::KernelInfo& info, Context context)
-      : name_(std::move(name)), function_(function), info_(info), context_(context) {}
+  CudaKernel(std::string name, void* function, const abi::KernelInfo& info, Context context,
+             int64_t most_together)
+      : name_(std::move(name)),
+        function_(function),
+        info_(info),
+        context_(context),
+        most_together_(most_together) {}
 
   void launch(const void* params, int64_t params_bytes, const Launch& launch) const override {
     HIPDECODE_CHECK(params_bytes == info_.params_bytes, name_, ": expected ", info_.params_bytes,
                     " bytes of parameters, got ", params_bytes, "; build the kernel again");
     HIPDECODE_CHECK(launch.blocks >= 1 && launch.blocks <= kMostBlocks, name_, ": expected 1 to ",
                     kMostBlocks, " blocks, got ", launch.blocks, "; decode a smaller batch");
+    HIPDECODE_CHECK(!launch.together || launch.blocks <= most_together_, name_,
+                    ": expected at most ", most_together_, " blocks to run together, got ",
+                    launch.blocks, "; ask for fewer splits");
     std::array<void*, 1> parameters = {const_cast<void*>(params)};
+    LaunchAttribute cooperative{.id = kCooperative, .value = 1};
+    const LaunchConfig config{.grid = {static_cast<unsigned>(launch.blocks), 1, 1},
+                              .block = {static_cast<unsigned>(info_.threads), 1, 1},
+                              .shared_bytes = static_cast<unsigned>(info_.shared_bytes),
+                              .stream = launch.stream,
+                              .attributes = &cooperative,
+                              .attribute_count = launch.together ? 1u : 0u};
     const ContextGuard guard(context_);
-    cuda().check(cuda().cuLaunchKernel(function_, static_cast<unsigned>(launch.blocks), 1, 1,
-                                       static_cast<unsigned>(info_.threads), 1, 1,
-                                       static_cast<unsigned>(info_.shared_bytes), launch.stream,
-                                       parameters.data(), nullptr),
-                 "cuLaunchKernel", name_);
+    cuda().check(cuda().cuLaunchKernelEx(&config, function_, parameters.data(), nullptr),
+                 "cuLaunchKernelEx", name_);
   }
 
   const abi::KernelInfo& info() const override { return info_; }
+  int64_t most_together() const override { return most_together_; }
 
  private:
   std::string name_;
   void* function_;
   abi::KernelInfo info_;
   Context context_;
+  int64_t most_together_;
 };
 
 class CudaDriver final : public Driver {
@@ -186,7 +224,13 @@ class CudaDriver final : public Driver {
     cuda().check(cuda().cuFuncSetAttribute(function, kMaxDynamicSharedSizeBytes,
                                            static_cast<int>(info.shared_bytes)),
                  "cuFuncSetAttribute", subject);
-    return std::make_unique<CudaKernel>(symbol, function, info, context);
+    int resident = 0;  // blocks of a multiprocessor
+    if (info.meets != 0 && attribute(kCooperativeLaunch, index) != 0)
+      cuda().check(cuda().cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                       &resident, function, info.threads, static_cast<size_t>(info.shared_bytes)),
+                   "cuOccupancyMaxActiveBlocksPerMultiprocessor", subject);
+    return std::make_unique<CudaKernel>(symbol, function, info, context,
+                                        resident * compute_units(index));
   }
 
   int64_t compute_units(int32_t index) override {

@@ -23,11 +23,20 @@ constexpr int32_t tile_rows() {
     return 0;
 }
 
+template <class Kernel>
+constexpr int32_t meets() {
+  if constexpr (requires { Kernel::kMeets; })
+    return Kernel::kMeets;
+  else
+    return 0;
+}
+
 /// What an artefact of `Kernel` says about itself, on every target.
 template <class Kernel>
 constexpr abi::KernelInfo kernel_info(int32_t threads) {
-  return {abi::kAbiVersion, static_cast<int32_t>(sizeof(typename Kernel::Params)),
-          shared_bytes<Kernel>(), threads, tile_rows<Kernel>()};
+  return {abi::kAbiVersion,       static_cast<int32_t>(sizeof(typename Kernel::Params)),
+          shared_bytes<Kernel>(), threads,
+          tile_rows<Kernel>(),    meets<Kernel>()};
 }
 
 }  // namespace hipdecode::tile

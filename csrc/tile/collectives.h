@@ -27,6 +27,29 @@ TILE_FN float max_over(int32_t count, F f) {
   return wave_max(most);
 }
 
+/// The first kMost of f(0) ... f(count - 1), zeros behind them; the lanes of a wave share the calls
+/// and keep the values.
+class Spread {
+ public:
+  static constexpr int32_t kMost = lanes() > 8 ? lanes() : 8;
+
+  template <class F>
+  TILE_FN void set(int32_t count, F f) {
+    TILE_UNROLL
+    for (int i = 0; i < kEach; ++i) {
+      const int32_t k = i * lanes() + lane();
+      values_[i] = k < count ? f(k) : 0;
+    }
+  }
+
+  /// @param k the same in all lanes
+  TILE_FN float operator[](int32_t k) const { return broadcast(values_[k / lanes()], k % lanes()); }
+
+ private:
+  static constexpr int32_t kEach = kMost / lanes();
+  float values_[kEach];
+};
+
 /// Whether f(k) holds for every k below count; the lanes of a wave share the calls.
 template <class F>
 TILE_FN bool all_over(int32_t count, F f) {

@@ -23,8 +23,8 @@ std::span<const runtime::Extent> call_extents();
 
 template <class Params>
 void launch(const runtime::Kernel& kernel, const Params& params, int64_t blocks,
-            const runtime::Place& place) {
-  kernel.launch(&params, sizeof(params), {blocks, place.stream, call_extents()});
+            const runtime::Place& place, bool together = false) {
+  kernel.launch(&params, sizeof(params), {blocks, place.stream, call_extents(), together});
 }
 
 }  // namespace hipdecode::torch_ops

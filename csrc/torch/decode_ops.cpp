@@ -68,7 +68,8 @@ void launch_hk(const runtime::Kernel& kernel, abi::MlaDecodeParams& p, const Spl
   const int64_t blocks = std::max<int64_t>(int64_t{p.batch} * p.row_tiles * p.num_splits, 1);
   HIPDECODE_CHECK(blocks <= kMaxBlocks, "batch, max_seqlen_q, num_splits: expected at most ",
                   kMaxBlocks, " tiles of query rows x splits, got ", blocks);
-  launch(kernel, p, blocks, place);
+  p.together = p.num_splits > 1 && blocks <= kernel.most_together();
+  launch(kernel, p, blocks, place, p.together != 0);
 }
 
 void launch_persistent(const runtime::Kernel& kernel, abi::MlaDecodeParams& p, int64_t clusters,

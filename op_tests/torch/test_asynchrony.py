@@ -87,7 +87,7 @@ def test_a_warm_step_allocates_nothing_and_waits_for_nothing(
 @pytest.mark.parametrize("driver", ["driver_cuda.cpp", "driver_hip.cpp"])
 def test_a_gpu_driver_has_no_entry_that_waits_or_allocates(driver: str) -> None:
     entries = set(re.findall(r'"((?:cu|hip)[A-Z]\w+)"', (RUNTIME / driver).read_text()))
-    assert {"cuLaunchKernel", "hipModuleLaunchKernel"} & entries
+    assert {"cuLaunchKernelEx", "hipModuleLaunchKernel"} & entries
     assert not [entry for entry in entries if re.search(WAITING_OR_ALLOCATING, entry)]
 
 

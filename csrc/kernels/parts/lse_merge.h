@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../../abi/dtype.h"
+#include "../../tile/concepts.h"
 #include "../../tile/tile.h"
 
 namespace hipdecode::kernels {
@@ -16,27 +16,49 @@ struct MergedRow {
   float sink = -tile::kInfinity;  // logit of an attention sink: joins the denominator, not the LSE
 };
 
-/// Merges `count` partial results of one (row, head): out = sum exp(l_k - L) * o_k with L = log sum
+/// One result of a row over some of its keys, normalised.
+struct Partial {
+  const float* o;
+  const float* lse;  // natural logarithm; -inf: it saw no key
+};
+
+/// Merges `count` partial results of one row: out = sum exp(l_k - L) * o_k with L = log sum
 /// exp(l_k), natural log; zeros and -inf when no partial saw a key. A wave does it together.
-/// `partial_at(k)` gives the index of partial k in units of (row, head). A partial that saw no key
-/// (l = -inf) adds nothing, whatever it holds. Flash-Decoding's merge (Dao et al., 2023).
-template <int kMostColumns, class PartialAt>
-TILE_FN void merge_partials(const MergedRow& to, const float* partial_o, const float* partial_lse,
-                            int32_t count, int32_t head_dim_v, PartialAt partial_at) {
-  float best = tile::max_over(count, [&](int32_t k) { return partial_lse[partial_at(k)]; });
-  if (best == -tile::kInfinity) best = 0;
+/// `partial_at(k)` says where partial k lies. A partial that saw no key (l = -inf) adds nothing,
+/// whatever it holds. Flash-Decoding's merge (Dao et al., 2023).
+/// @tparam kAhead partials that are on their way at a time
+/// @param columns of the row
+template <int kMostColumns, int kAhead, class PartialAt>
+TILE_FN void merge_partials(const MergedRow& to, int32_t count, int32_t columns,
+                            PartialAt partial_at) {
+  static_assert(tile::Spread::kMost % kAhead == 0);
   tile::Row<kMostColumns> sum;
   sum.clear();
-  float total = 0;
-  for (int32_t k = 0; k < count; ++k) {
-    const int64_t at = partial_at(k);
-    const float weight = tile::exp2((partial_lse[at] - best) * tile::kLog2E);
-    total += weight;
-    sum.add(partial_o + at * head_dim_v, weight, head_dim_v);
+  tile::Spread weights;
+  float best = 0, total = 0;
+  for (int32_t first = 0; first < count; first += kAhead) {
+    const float* from[kAhead];
+    TILE_UNROLL
+    for (int i = 0; i < kAhead; ++i) from[i] = partial_at(first + i < count ? first + i : first).o;
+    const auto partials = sum.load(from, columns);
+    // behind the first loads: what the rows weigh
+    if (first == 0) best = tile::max_over(count, [&](int32_t k) { return *partial_at(k).lse; });
+    if (best == -tile::kInfinity) best = 0;
+    if (first % tile::Spread::kMost == 0)
+      weights.set(count - first, [&](int32_t k) {
+        return tile::exp2((*partial_at(first + k).lse - best) * tile::kLog2E);
+      });
+    float shares[kAhead];
+    TILE_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      shares[i] = weights[first % tile::Spread::kMost + i];
+      total += shares[i];
+    }
+    sum.add(partials, shares, columns);
   }
   const float share = tile::share_beside(to.sink, best * tile::kLog2E + tile::log2(total),
                                          [](float x) { return tile::exp2(x); });
-  sum.store(to.o, tile::row_scale(total, share), head_dim_v, to.type);
+  sum.store(to.o, tile::row_scale(total, share), columns, to.type);
   if (to.lse != nullptr && tile::first_lane())
     *to.lse = total == 0 ? -tile::kInfinity : best + tile::log2(total) * tile::kLn2;
 }

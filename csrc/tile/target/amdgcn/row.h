@@ -9,27 +9,64 @@
 
 namespace hipdecode::tile {
 
+/// Partials that a wave has on their way where it merges whole rows, and into how many parts a row
+/// is divided where many waves merge few rows.
+inline constexpr int kMergeAhead = 1, kMergeParts = 1;
+
 /// One row of at most kMost fp32 elements, shared by the lanes of a wave: four neighbours a lane,
 /// and up to three that are left over in the first lanes.
 template <int kMost>
 class Row {
+  typedef float Quad __attribute__((ext_vector_type(4)));
+  // rows begin where the caller's tensors do: no more than an element's own alignment
+  typedef float Floats __attribute__((ext_vector_type(4), aligned(4)));
+  typedef __bf16 Bfloats __attribute__((ext_vector_type(4), aligned(2)));
+  typedef _Float16 Halves __attribute__((ext_vector_type(4), aligned(2)));
+  static constexpr int kQuads = (kMost + 4 * kLanes - 1) / (4 * kLanes);
+
  public:
   TILE_FN void clear() {
     for (Quad& quad : quads_) quad = Quad{};
     rest_ = 0;
   }
 
-  /// Adds weight * partial; a weight of zero adds nothing, whatever the partial holds.
-  TILE_FN void add(const float* partial, float weight, int count) {
-    // no branch on the weight: the loads of several partials stay in flight together
-    const bool counts = weight != 0;
+  /// Rows that are about to be added: the columns that are in a lane.
+  template <int kPartials>
+  struct Partials {
+    Quad quads[kQuads][kPartials];
+    float rest[kPartials];
+  };
+  template <int kPartials>
+  static TILE_FN Partials<kPartials> load(const float* const (&from)[kPartials], int count) {
+    Partials<kPartials> partials;
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
       if (first(i) + 4 > count) break;
-      const Quad x = *reinterpret_cast<const Floats*>(partial + first(i));
-      quads_[i] += counts ? x * weight : Quad{};
+#pragma unroll
+      for (int n = 0; n < kPartials; ++n)
+        partials.quads[i][n] = *reinterpret_cast<const Floats*>(from[n] + first(i));
     }
-    if (lane() < count % 4) rest_ += counts ? partial[count / 4 * 4 + lane()] * weight : 0;
+#pragma unroll
+    for (int n = 0; n < kPartials; ++n)
+      partials.rest[n] = lane() < count % 4 ? from[n][count / 4 * 4 + lane()] : 0;
+    return partials;
+  }
+
+  /// Adds weight * partial of each, in order; a weight of zero adds nothing, whatever the partial
+  /// holds.
+  template <int kPartials>
+  TILE_FN void add(const Partials<kPartials>& partials, const float (&weights)[kPartials],
+                   int count) {
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i) {
+      if (first(i) + 4 > count) break;
+#pragma unroll
+      for (int n = 0; n < kPartials; ++n)
+        quads_[i] += weights[n] != 0 ? partials.quads[i][n] * weights[n] : Quad{};
+    }
+#pragma unroll
+    for (int n = 0; n < kPartials; ++n)
+      rest_ += weights[n] != 0 ? partials.rest[n] * weights[n] : 0;
   }
 
   /// destination[i] = element i * scale, as bf16, fp16 or fp32.
@@ -43,13 +80,6 @@ class Row {
   }
 
  private:
-  typedef float Quad __attribute__((ext_vector_type(4)));
-  // rows begin where the caller's tensors do: no more than an element's own alignment
-  typedef float Floats __attribute__((ext_vector_type(4), aligned(4)));
-  typedef __bf16 Bfloats __attribute__((ext_vector_type(4), aligned(2)));
-  typedef _Float16 Halves __attribute__((ext_vector_type(4), aligned(2)));
-  static constexpr int kQuads = (kMost + 4 * kLanes - 1) / (4 * kLanes);
-
   /// Recomputed, so that a kernel's first row and its last do not share a register in between.
   static TILE_FN int first(int quad) { return (quad * kLanes + amdgcn::recomputed(lane())) * 4; }
 

@@ -65,6 +65,9 @@ TILE_FN void barrier() {
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 
+/// Whether blocks of a launch can wait for each other, see meet().
+inline constexpr bool kBlocksMeet = false;
+
 /// Counts this block in at `counter` and returns how many came before, to all threads. What the
 /// earlier blocks wrote is visible to the last one; the counter goes back to zero when `expected`
 /// blocks have arrived, so that a replayed launch finds it as it was.
@@ -84,6 +87,9 @@ TILE_FN int32_t arrive(int32_t* counter, int32_t expected, Block block) {
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "agent");
   return uniform(arrived);
 }
+
+/// Blocks of a launch cannot wait for each other here: there is nothing to run them all at once.
+TILE_FN void meet(int32_t*, int32_t, Block) {}
 
 /// The largest of a value over the lanes of a wave.
 TILE_FN float wave_max(float value) {

@@ -23,19 +23,42 @@ TILE_FN void write_row(void* destination, const float* source, float scale, int 
     out[i] = bf16 ? float_to_bf16(source[i] * scale) : float_to_fp16(source[i] * scale);
 }
 
+/// Partials that a wave has on their way where it merges whole rows, and into how many parts a row
+/// is divided where many waves merge few rows.
+inline constexpr int kMergeAhead = 4, kMergeParts = 1;
+
 /// One row of at most kMost fp32 elements, shared by the lanes of a wave.
 template <int kMost>
 class Row {
  public:
   void clear() { std::memset(sum_, 0, sizeof(sum_)); }
 
-  /// Adds weight * partial; a weight of zero adds nothing, whatever the partial holds.
-  void add(const float* partial, float weight, int count) {
-    if (weight == 0) return;
+  /// Rows that are about to be added: here they stay where they are.
+  template <int kPartials>
+  struct Partials {
+    const float* row[kPartials];
+  };
+  template <int kPartials>
+  static Partials<kPartials> load(const float* const (&from)[kPartials], int) {
+    Partials<kPartials> partials;
+    for (int n = 0; n < kPartials; ++n) partials.row[n] = from[n];
+    return partials;
+  }
+
+  /// Adds weight * partial of each, in order; a weight of zero adds nothing, whatever the partial
+  /// holds.
+  template <int kPartials>
+  void add(const Partials<kPartials>& partials, const float (&weights)[kPartials], int count) {
     int i = 0;
-    for (; i + kLanes <= count; i += kLanes)
-      tile::store(sum_ + i, load(sum_ + i) + load(partial + i) * weight);
-    for (; i < count; ++i) sum_[i] += weight * partial[i];
+    for (; i + kLanes <= count; i += kLanes) {
+      Vec sum = tile::load(sum_ + i);
+      for (int n = 0; n < kPartials; ++n)
+        if (weights[n] != 0) sum += tile::load(partials.row[n] + i) * weights[n];
+      tile::store(sum_ + i, sum);
+    }
+    for (; i < count; ++i)
+      for (int n = 0; n < kPartials; ++n)
+        if (weights[n] != 0) sum_[i] += weights[n] * partials.row[n][i];
   }
 
   /// destination[i] = element i * scale, as bf16, fp16 or fp32.

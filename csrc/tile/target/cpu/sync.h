@@ -32,6 +32,9 @@ TILE_FN const Params& reread(const Params& params) {
   return params;
 }
 
+/// Whether blocks of a launch can wait for each other, see meet().
+inline constexpr bool kBlocksMeet = false;
+
 /// Counts this block in at `counter` and returns how many came before, to all threads. What the
 /// earlier blocks wrote is visible to the last one; the counter goes back to zero when `expected`
 /// blocks have arrived, so that a replayed launch finds it as it was.
@@ -40,6 +43,9 @@ TILE_FN int32_t arrive(int32_t* counter, int32_t expected, Block) {
   if (before == expected - 1) __atomic_store_n(counter, 0, __ATOMIC_RELAXED);
   return before;
 }
+
+/// Blocks of a launch cannot wait for each other here: there is nothing to run them all at once.
+TILE_FN void meet(int32_t*, int32_t, Block) {}
 
 /// The collectives' parts: a block is one wave of one lane.
 TILE_FN int32_t lane() { return 0; }

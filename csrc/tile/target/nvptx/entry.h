@@ -10,6 +10,9 @@
 /// Before a loop: it runs too seldom to be worth the code of several turns.
 #define TILE_ROLLED _Pragma("unroll 1")
 
+/// Before a loop of few, known turns over arrays that are to stay in registers.
+#define TILE_UNROLL _Pragma("unroll")
+
 /// A condition that the kernel's own arithmetic must keep; checked in builds with HIPDECODE_DEBUG=1
 /// only.
 #ifdef HIPDECODE_DEBUG

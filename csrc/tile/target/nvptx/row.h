@@ -8,26 +8,47 @@
 
 namespace hipdecode::tile {
 
+/// Partials that a wave has on their way where it merges whole rows, and into how many parts a row
+/// is divided where many waves merge few rows.
+inline constexpr int kMergeAhead = 4, kMergeParts = 4;
+
 /// One row of at most kMost fp32 elements, shared by the lanes of a wave: element i is in lane
 /// i % 32, so that rows may begin anywhere.
 template <int kMost>
 class Row {
+  static constexpr int kEach = (kMost + kLanes - 1) / kLanes;
+
  public:
   TILE_FN void clear() {
 #pragma unroll
     for (float& value : values_) value = 0;
   }
 
-  /// Adds weight * partial; a weight of zero adds nothing, whatever the partial holds.
-  TILE_FN void add(const float* partial, float weight, int count) {
-    // no branch on the weight: the loads of several partials stay in flight together
-    const bool counts = weight != 0;
+  /// Rows that are about to be added: the columns that are in a lane.
+  template <int kPartials>
+  struct Partials {
+    float values[kEach][kPartials];
+  };
+  template <int kPartials>
+  static TILE_FN Partials<kPartials> load(const float* const (&from)[kPartials], int count) {
+    Partials<kPartials> partials;  // no branch between the loads: all are in flight together
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      if (i * kLanes >= count) break;
-      const float x = i * kLanes + lane() < count ? partial[i * kLanes + lane()] : 0;
-      values_[i] += counts ? x * weight : 0;
-    }
+    for (int i = 0; i < kEach; ++i)
+#pragma unroll
+      for (int n = 0; n < kPartials; ++n)
+        partials.values[i][n] = i * kLanes + lane() < count ? from[n][i * kLanes + lane()] : 0;
+    return partials;
+  }
+
+  /// Adds weight * partial of each, in order; a weight of zero adds nothing, whatever the partial
+  /// holds.
+  template <int kPartials>
+  TILE_FN void add(const Partials<kPartials>& partials, const float (&weights)[kPartials], int) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+#pragma unroll
+      for (int n = 0; n < kPartials; ++n)
+        values_[i] += weights[n] != 0 ? partials.values[i][n] * weights[n] : 0;
   }
 
   /// destination[i] = element i * scale, as bf16, fp16 or fp32.
@@ -39,7 +60,6 @@ class Row {
   }
 
  private:
-  static constexpr int kEach = (kMost + kLanes - 1) / kLanes;
   float values_[kEach];
 };
 

@@ -35,21 +35,39 @@ TILE_FN T own(T value) {
   return value;
 }
 
+/// Whether blocks of a launch can wait for each other, see meet().
+inline constexpr bool kBlocksMeet = true;
+
 /// Counts this block in at `counter` and returns how many came before, to all threads. What the
 /// earlier blocks wrote is visible to the last one; the counter goes back to zero when `expected`
 /// blocks have arrived, so that a replayed launch finds it as it was.
 TILE_FN int32_t arrive(int32_t* counter, int32_t expected, Block block) {
   __shared__ int32_t arrived;
-  __threadfence();
   __syncthreads();
   if (first_thread(block)) {
+    __threadfence();  // for all threads of the block: what the barrier ordered before comes before
     const int32_t before = atomicAdd(counter, 1);
     if (before == expected - 1) *counter = 0;
     arrived = before;
+    __threadfence();
   }
   __syncthreads();
-  __threadfence();
   return arrived;
+}
+
+/// Counts this block in at `counter` and waits until `expected` blocks have come, all of which run
+/// at the same time: what each wrote before is visible to all after. The counter goes back to zero.
+TILE_FN void meet(int32_t* counter, int32_t expected, Block block) {
+  __syncthreads();
+  if (first_thread(block)) {
+    asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(counter) : "memory");
+    int32_t here = 0;
+    while (here < expected)
+      asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(here) : "l"(counter) : "memory");
+  }
+  __syncthreads();
+  // each counts itself out, behind everything else: the last one leaves the counter as it was
+  if (threadIdx.x == blockDim.x - 1 && atomicAdd(counter, 1) == 2 * expected - 1) *counter = 0;
 }
 
 /// All threads of a block meet here; what they wrote before is visible to all after.

@@ -195,7 +195,7 @@ def results(tmp_path: Path) -> Path:
 
 def test_device_table_shows_the_nearest_peer(results: Path) -> None:
     lines = bench_table.draw(results)
-    assert lines[-1] == "| 16 | 1 | 3 x 700 | 10.0 | 73.1 | 3.00 x torch_bmm |"
+    assert lines[-1] == "| 16 | 1 | 3 x 700 | 10.0 | 73.1 | 3.00 x torch_bmm* |"
     assert "Peers: torch " in lines[1]
     assert bench_table.draw(results, nhead=(32,))[3:] == ["| nhead | q_len | batch x context |",
                                                          "|---:|---:|---:|"]  # fmt: skip
@@ -210,7 +210,7 @@ def test_bench_table_draws_the_marked_blocks_of_a_page_anew(results: Path) -> No
         assert ran.exit_code == 0, ran.output
     text = page.read_text()
     assert text.startswith(f"before\n{mark}\n")
-    assert text.endswith("3.00 x torch_bmm |\n<!-- table:end -->\nafter\n")
+    assert text.endswith("3.00 x torch_bmm* |\n<!-- table:end -->\nafter\n")
     assert "old" not in text
 
 

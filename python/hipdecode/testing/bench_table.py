@@ -18,6 +18,8 @@ _BLOCK = re.compile(
     r"(<!-- hipdecode bench table (?P<words>.*?) -->\n).*?(<!-- table:end -->)", re.DOTALL
 )
 _OURS = "hipdecode"
+OUTSIDE = "*"
+"""Marks a peer whose error exceeds the tolerance."""
 
 
 def read_cases(path: Path) -> list[list[Row]]:
@@ -87,7 +89,11 @@ def device_table(
 
 def _device_cells(rows: Sequence[Row]) -> list[str]:
     ours = rows[0]
-    return [f"{float(ours['us_p50']):.1f}", f"{float(ours['limit_us']):.1f}", nearest_peer(rows)]
+    peer = nearest_peer(rows)
+    name = peer.rpartition(" ")[2]
+    if any(row["contender"] == name and row["within_tolerance"] != "True" for row in rows):
+        peer += OUTSIDE
+    return [f"{float(ours['us_p50']):.1f}", f"{float(ours['limit_us']):.1f}", peer]
 
 
 def _wanted(value: str, among: Sequence[int]) -> bool:
@@ -106,7 +112,7 @@ def facts(cases: Sequence[Sequence[Row]]) -> list[str]:
         f"{row['machine']}; torch {row['torch']}, commit {row['commit']}, {row['date'][:10]}; "
         f"reads {row['read_gbs']} GB/s, bf16 products {int(row['roof_gflops']) / 1e3:.0f} TFLOP/s, "
         f"an empty launch {row['empty_us']} us.",
-        f"Peers: {', '.join(peers) or 'none'}.",
+        f"Peers: {', '.join(peers) or 'none'}; `{OUTSIDE}`: its error exceeds our tolerance.",
     ]
 
 

@@ -12,9 +12,11 @@ namespace hipdecode::kernels {
 struct MlaReduce {
   using Params = abi::MlaReduceParams;
   static constexpr int kMaxHeadDimV = 1024, kWaves = 4;
+  static constexpr int kColumns = kMaxHeadDimV / tile::kMergeParts;  // that a wave merges at a time
   struct Shared {};
 
-  /// A tile that was split: at most 2^30 rows, over all heads.
+  static constexpr int32_t kMostUnits = 1 << 28;
+  /// A tile that was split: at most kMostUnits rows, over all heads.
   struct Tile {
     const int32_t* map;  // base rows of its partials
     int32_t count;       // of partials; zero: nothing to merge
@@ -31,7 +33,7 @@ struct MlaReduce {
     const int64_t rows = int64_t{ends[1]} - ends[0];
     const int64_t first_row = p.reduce_final_map ? ends[0] : t * rows;
     if (rows < 0 || first_row < 0 || first_row + rows > p.rows_o) return {map, 0, 0, 0};
-    return {map, static_cast<int32_t>(count), clamp32(rows * p.nhead, 0, 1 << 30), first_row};
+    return {map, static_cast<int32_t>(count), clamp32(rows * p.nhead, 0, kMostUnits), first_row};
   }
 
   static TILE_FN void run(const Params& p, tile::Block block, Shared&) {
@@ -41,24 +43,28 @@ struct MlaReduce {
     const int32_t team = waves > p.tiles ? waves / p.tiles : 1, teams = waves / team;
     for (int32_t t = wave / team; t < p.tiles; t += teams) {
       const Tile tile = tile_at(p, t);
-      // stage 1: one merge per row and head
-      for (int32_t unit = wave % team; unit < tile.units; unit += team)
-        merge_row(p, tile, unit / p.nhead, unit % p.nhead);
+      // stage 1: one merge per row and head, and part of its columns
+      const int32_t parts = tile::kMergeParts == 1 ? 1 : (p.head_dim_v + kColumns - 1) / kColumns;
+      for (int32_t unit = wave % team; unit < tile.units * parts; unit += team)
+        merge_row(p, tile, unit / parts / p.nhead, unit / parts % p.nhead, unit % parts * kColumns);
     }
   }
 
-  static TILE_FN void merge_row(const Params& p, const Tile& tile, int32_t r, int32_t head) {
+  static TILE_FN void merge_row(const Params& p, const Tile& tile, int32_t r, int32_t head,
+                                int32_t column) {
     if (!tile::all_over(tile.count, [&](int32_t k) {
           return tile.map[k] >= 0 && int64_t{tile.map[k]} + r < p.partial_rows;
         }))
       return;
     const int64_t row = tile.first_row + r;
     auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
-    float* lse = p.lse == nullptr ? nullptr : p.lse + row * p.nhead + head;
-    merge_partials<kMaxHeadDimV, tile::kMergeAhead>(
-        {o, lse, p.o_dtype}, tile.count, p.head_dim_v, [&](int32_t k) -> Partial {
+    const bool first = column == 0 && p.lse != nullptr;
+    const int32_t left = p.head_dim_v - column;
+    merge_partials<kColumns, tile::kMergeAhead>(
+        {o + column, first ? p.lse + row * p.nhead + head : nullptr, p.o_dtype}, tile.count,
+        left < kColumns ? left : kColumns, [&](int32_t k) -> Partial {
           const int64_t at = (int64_t{tile.map[k]} + r) * p.nhead + head;
-          return {p.partial_o + at * p.head_dim_v, p.partial_lse + at};
+          return {p.partial_o + at * p.head_dim_v + column, p.partial_lse + at};
         });
   }
 };

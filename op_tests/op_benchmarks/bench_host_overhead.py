@@ -6,14 +6,13 @@ What is timed is the Python call until it returns, one thread, every call by its
 thousands. `out`, the workspace and (where a row says so) the plan are given, as an engine has them.
 On a GPU nothing waits for the kernels: the queue is emptied every few calls, outside the clock, so
 the launches are in the number and the kernels are not. On a CPU the kernel runs inside the call;
-its request has no tokens there, so that little but the call itself is left. On a GPU two last rows
-tell the driver's part: the same launch of an empty kernel by ctypes, and a C function that does
-nothing called with as many arguments; their difference is what every launch adds.
+its request has no tokens there, so that little but the call itself is left.
+What the driver takes of a launch is the difference between a call with a plan (two launches) and
+one of hk (one). Calls of all kinds take turns, so that a drifting clock reaches them alike.
 """
 
 from __future__ import annotations
 
-import ctypes
 import statistics
 import sys
 import time
@@ -31,7 +30,7 @@ from hipdecode import target
 from hipdecode.testing import timing
 from hipdecode.testing.bench_report import console, write_csv
 
-NHEAD, PAGE_SIZE, CALLS_BEFORE_WAITING = 16, 64, 16
+NHEAD, PAGE_SIZE, CALLS_BEFORE_WAITING, ROUNDS = 16, 64, 16, 10
 
 
 def calls(device: torch.device, tokens: int) -> dict[str, Callable[[], object]]:
@@ -72,36 +71,10 @@ def calls(device: torch.device, tokens: int) -> dict[str, Callable[[], object]]:
     }
 
 
-_EMPTY = b""".version 7.0
-.target sm_70
-.address_size 64
-.visible .entry empty() { ret; }
-\0"""
-
-
-def launches() -> dict[str, Callable[[], object]]:
-    """An empty kernel's launch on torch's current stream, and the same call of a C function."""
-    driver, c_library = ctypes.CDLL("libcuda.so.1"), ctypes.CDLL(None)
-    module, function = ctypes.c_void_p(), ctypes.c_void_p()
-    if driver.cuModuleLoadData(ctypes.byref(module), _EMPTY):
-        raise click.ClickException(
-            "cuModuleLoadData: expected the driver to take PTX, got an error"
-        )
-    driver.cuModuleGetFunction(ctypes.byref(function), module, b"empty")
-    one, none = ctypes.c_uint(1), ctypes.c_void_p()
-    stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-    rest = (one, one, one, ctypes.c_uint(32), one, one, ctypes.c_uint(0), stream, none, none)
-    launch, nothing = driver.cuLaunchKernel, c_library.abs
-    return {
-        "cuLaunchKernel by ctypes": lambda: launch(function, *rest),
-        "abs() by ctypes, 11 arguments": lambda: nothing(one, *rest),
-    }
-
-
 def times_of(call: Callable[[], object], device: torch.device, count: int) -> list[float]:
     """Microseconds of each of `count` calls."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for _ in range(200):
+    for _ in range(100):
         call()
     taken = []
     for index in range(count):
@@ -128,10 +101,12 @@ def main(count: int, tokens: int | None, out: Path | None) -> None:
     table = Table("call", "p10 us", "p50 us", "p90 us", title=f"{where.name}, {tokens} tokens")
     rows = []
     timed = calls(device, tokens)
-    if device.type == "cuda":
-        timed |= launches()
-    for name, call in timed.items():
-        deciles = statistics.quantiles(times_of(call, device, count), n=10)
+    taken: dict[str, list[float]] = {name: [] for name in timed}
+    for _ in range(ROUNDS):
+        for name, call in timed.items():
+            taken[name] += times_of(call, device, -(-count // ROUNDS))
+    for name, times in taken.items():
+        deciles = statistics.quantiles(times, n=10)
         numbers = {f"p{p}_us": f"{deciles[p // 10 - 1]:.2f}" for p in (10, 50, 90)}
         table.add_row(name, *numbers.values())
         rows.append(

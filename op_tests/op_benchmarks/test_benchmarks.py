@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from hipdecode import settings, target
@@ -28,7 +29,8 @@ BOUNDS = ("--max-kv-tokens", "2000")
 
 
 def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, HIP / f"{name}.py")
+    path = next(Path(__file__).parent.rglob(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -60,6 +62,18 @@ def test_bench_sparse_mla_decode_writes_ratio_machine_and_commit(form: str, tmp_
         assert float(row["ratio"]) > 0
         assert row["machine"]
         assert row["commit"]
+
+
+def test_bench_host_overhead_times_every_call_beside_torch(tmp_path: Path) -> None:
+    out, threads = tmp_path / "overhead.csv", torch.get_num_threads()
+    try:
+        ran = run_script("bench_host_overhead", "--count", "20", "--csv", str(out))
+    finally:
+        torch.set_num_threads(threads)
+    assert ran.exit_code == 0, ran.output
+    rows = {row["call"]: float(row["p50_us"]) for row in read_rows(out)}
+    assert {"torch.add", "mla_decode, plan", "mla_decode, persistent"} < rows.keys()
+    assert all(us > 0 for us in rows.values())
 
 
 def test_bench_hk_mla_decode_writes_gain_machine_and_commit(tmp_path: Path) -> None:

@@ -182,10 +182,10 @@ def test_choose_prefers_the_rule_within_the_noise() -> None:
 @pytest.mark.parametrize(
     ("batch", "nhead", "kv_len", "numbers"),
     [
-        (1, 16, 4096, [1, 2, 4, 8, 32]),  # the rule takes 16
-        (1, 128, 256, [2, 4]),
-        (16, 128, 4096, [1, 2, 8, 16]),
-        (256, 16, 32768, [2]),
+        (1, 16, 4096, [1, 2, 4, 8, 16, 64]),  # the rule takes 32
+        (1, 128, 256, [1, 4]),
+        (16, 128, 4096, [1, 2]),
+        (64, 16, 32768, [1]),
         (256, 128, 32768, []),
     ],
 )

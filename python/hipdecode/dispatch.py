@@ -24,10 +24,10 @@ FAMILIES = ("cpu", "gfx950", "gfx942", "sm_90")
 TILE_ROWS = 16
 GROUP_ROWS = 128
 """Rows that one thread group works on together: what the occupancy rule counts."""
-_BLOCK_ROWS = {"sm_90": 64}
-"""Rows of the largest block where that is fewer: what `auto` counts."""
 MIN_SPLIT_TOKENS = 256
 MAX_AUTO_SPLITS, MAX_SPLITS = 32, 1024
+HOPPER_ROWS, HOPPER_TOKENS, HOPPER_SPLITS = 64, 128, 64
+"""On sm_90: rows of the largest block, tokens of the least piece, most pieces."""
 INVARIANT_SPLITS = 8
 FILL_GROUPS = 2
 """Groups per compute unit from which the occupancy rule trusts hk to even out ragged contexts."""
@@ -180,14 +180,14 @@ def auto_splits(
     """Return how many pieces hk cuts each context into, from host integers only.
 
     Enough to give each compute unit a group of rows, but at least 256 tokens a piece and at most
-    32 pieces: beyond that the merge costs more than the idle units. On sm_90 a power of two that
-    needs no second wave of blocks, since the pieces of a group merge as a cluster.
+    32 pieces: beyond that the merge costs more than the idle units. On sm_90, where pieces that
+    run at once merge together, as many as run at once, of about 128 tokens or more, at most 64.
     """
-    groups = batch * _ceil_div(nhead * q_len, _BLOCK_ROWS.get(family, GROUP_ROWS))
-    most = min(kv_len // MIN_SPLIT_TOKENS, MAX_AUTO_SPLITS)
     if family == "sm_90":
-        return 1 << (max(1, min(compute_units // groups, most)).bit_length() - 1)
-    return max(1, min(_ceil_div(compute_units, groups), most))
+        fit = compute_units // (batch * _ceil_div(nhead * q_len, HOPPER_ROWS))
+        return max(1, min(fit, _ceil_div(kv_len, HOPPER_TOKENS), HOPPER_SPLITS))
+    to_fill = _ceil_div(compute_units, batch * _ceil_div(nhead * q_len, GROUP_ROWS))
+    return max(1, min(to_fill, kv_len // MIN_SPLIT_TOKENS, MAX_AUTO_SPLITS))
 
 
 def _asked(shape: DecodeShape) -> Route:

@@ -30,10 +30,9 @@ _QUIET_SHARE = 0.02
 """Of a round's time: threads waited less than this for a CPU."""
 _BYTES_OF_A_TOKEN = 576 * (4 + 2)
 _GPU_BLOCK_ROWS = 64
-_GPU_WAVES = 4
 _GPU_SPLIT_TOKENS = 64
-_GPU_SPLIT_POWERS = 6
-"""Splits of hk to try on a GPU: powers of two up to 32, 64 tokens or more each, 4 waves at most."""
+_GPU_SPLIT_POWERS = 7
+"""Splits of hk to try on a GPU: powers of two up to 64, 64 tokens each, that run at once."""
 
 
 def choices(point: Point, where: target.Target) -> tuple[Choice, ...]:
@@ -41,7 +40,7 @@ def choices(point: Point, where: target.Target) -> tuple[Choice, ...]:
     if where.device_type == "cpu":
         return HK, PERSISTENT
     blocks = point.batch * -(-point.key.nhead * point.key.q_len // _GPU_BLOCK_ROWS)
-    most = min(_GPU_WAVES * where.compute_units() // blocks, point.kv_len // _GPU_SPLIT_TOKENS)
+    most = min(where.compute_units() // blocks, point.kv_len // _GPU_SPLIT_TOKENS)
     splits = [2**power for power in range(_GPU_SPLIT_POWERS) if power == 0 or 2**power <= most]
     by_rule = _splits(HK, point, where)
     return HK, *(Choice("hk", count) for count in splits if count != by_rule), PERSISTENT

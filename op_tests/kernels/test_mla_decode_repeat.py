@@ -64,6 +64,19 @@ def test_mla_decode_hk_gives_a_request_the_same_bits_alone(
         _assert_same_bits(lse, together_lse[rows].contiguous(), f"request {batch}, lse")
 
 
+def test_mla_decode_hk_has_the_same_bits_whether_or_not_its_blocks_run_at_once(
+    device: torch.device,
+) -> None:
+    # 64 x 4 blocks are more than any GPU runs at once; those of one request wait for each other
+    case = dataclasses.replace(BASE, q_lens=(1,) * 64, kv_lens=(300, 65, 0, 129) * 16)
+    inputs = cases.to_device(cases.make_inputs(case), device)
+    crowd, crowd_lse = decode(inputs, "hk-4")
+    for batch in (0, 2, 63):
+        out, lse = decode(_request(inputs, batch), "hk-4")
+        _assert_same_bits(out, crowd[batch : batch + 1].contiguous(), f"request {batch}, o")
+        _assert_same_bits(lse, crowd_lse[batch : batch + 1].contiguous(), f"request {batch}, lse")
+
+
 def test_mla_decode_batch_invariant_holds_when_the_route_is_free(device: torch.device) -> None:
     inputs = cases.to_device(cases.make_inputs(BASE), device)
     options = {"return_lse": True, "batch_invariant": True}

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -20,6 +21,8 @@ from hipdecode.cli import tune
 from hipdecode.errors import TableError
 from hipdecode.tables import Rect, Table, TableKey, parse_table, read_table
 from hipdecode.testing import tune_run
+from hipdecode.testing.bench_report import Checked, Oracle
+from hipdecode.testing.timing import HostClock
 from hipdecode.testing.tune_run import context_lengths, noise_pct
 from hipdecode.tuning import (
     HK,
@@ -322,6 +325,31 @@ def test_tune_command_writes_a_proven_table_and_keeps_other_keys(
     assert len(budgets) == 16
     assert all(9 < budget <= 80 for budget in budgets)
     assert not list((tmp_path / "cache" / "tune").iterdir())
+
+
+def test_a_device_without_seconds_left_measures_no_more_and_has_rows_for_what_it_did() -> None:
+    clock = SimpleNamespace(name="device")
+    how = tune_run.How(targets.resolve("sm_90"), clock)  # type: ignore[arg-type]
+    points = grid([KEY, OTHER_KEY], [1], [64, 512])
+    taken = [measured(points[0], 0.5), *(tune_run.measure(p, how, 0.0) for p in points[1:])]
+    assert [one.rounds for one in taken] == [9, 0, 0, 0]
+    (row,) = rows_from_grid(taken, machine="here", date="2026-11-21")
+    assert (row.key, row.rect, row.route) == (KEY, Rect(1, math.inf, 0, math.inf), "hk")
+
+
+@pytest.mark.parametrize("wrong", ["hk", "persistent"])
+def test_a_choice_outside_its_tolerance_is_not_timed_and_named(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = iter(Checked(0.5, within=choice.route != wrong) for choice in (HK, PERSISTENT))
+    monkeypatch.setattr(Oracle, "check", lambda *_: next(checked))
+    how = tune_run.How(targets.resolve("cpu"), HostClock.here())
+    with package_settings.override(target="cpu"):
+        taken = tune_run.measure(Point(KEY, 1, 64), how, 1.0)
+    assert (taken.trials, taken.rounds) == ({}, 0)
+    (said,) = how.wrong
+    assert said.startswith(wrong)
+    assert said.endswith("page_size 64 batch 1 kv_len 64: an error of 5.00e-01")
 
 
 @quick

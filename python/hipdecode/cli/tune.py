@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from rich.progress import (
 
 from hipdecode import paths, settings, target
 from hipdecode.dispatch import clear_route_cache
-from hipdecode.errors import TargetError
+from hipdecode.errors import HipdecodeError, TargetError
 from hipdecode.models import split_dtypes
 from hipdecode.support import check_supported
 from hipdecode.tables import TableKey, read_table
@@ -61,7 +62,7 @@ _GRIDS: dict[str, dict[str, Any]] = {
 @click.option("--kv-lens", type=IntList(), help="[CPU: 128 to 4096; GPU: 21 to 32768]")
 @click.option("--spread", type=click.FloatRange(0, 0.9), help="[CPU: 0.5; GPU: 0]")
 @click.option("--rounds", default=25, show_default=True, help="Of a point, those that count.")
-@click.option("--budget-s", default=600.0, show_default=True, help="Seconds in all, on a CPU.")
+@click.option("--budget-s", default=600.0, show_default=True, help="Seconds in all.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Table to write.")
 @click.option("--raw", type=click.Path(path_type=Path), help="Keep every time in this CSV file.")
 @click.option("--fresh", is_flag=True, help="Forget the results of a run that was interrupted.")
@@ -97,9 +98,7 @@ def command(
     pairs = [split_dtypes(text) for text in dtypes.split(",")]
     keys = [
         TableKey(where.dtype(q), where.dtype(kv), nhead, q_len, page_size)
-        for q, kv in pairs
-        for nhead in extent["nheads"]
-        for q_len in extent["q_lens"]
+        for (q, kv), nhead, q_len in itertools.product(pairs, extent["nheads"], extent["q_lens"])
     ]
     for key in keys:
         _check_key(key)
@@ -112,19 +111,34 @@ def command(
         results.unlink(missing_ok=True)
     if results.is_file():
         click.echo(f"resuming from {results}; --fresh measures all points anew", err=True)
+    how = How(where, clock_of(where), extent["spread"], rounds)
     with settings.override(target=where.name):
-        how = How(where, clock_of(where), extent["spread"], rounds)
         taken = _sweep(points, results, how, machine, budget_s)
     _write_table(table, taken, where, machine)
+    if all(one.rounds for one in taken) and raw is None:
+        results.unlink()
+    _report(table, taken, how)
+
+
+def _report(table: Path, taken: Sequence[Measurement], how: How) -> None:
+    """Says what was measured.
+
+    Raises:
+        HipdecodeError: something was outside its tolerance.
+    """
     lacking = sum(one.rounds == 0 for one in taken)
-    click.echo(f"{table}: {len(points) - lacking} of {len(points)} points measured")
+    click.echo(f"{table}: {len(taken) - lacking} of {len(taken)} points measured")
     if lacking:
         click.echo(
-            f"the machine was too busy or too small for {lacking} points: run this again to retry "
-            "them"
+            f"the machine was too busy or too small, or the seconds too few, for {lacking} points: "
+            "run this again to retry them"
         )
-    elif raw is None:
-        results.unlink()
+    if how.wrong:
+        listed = "\n  ".join(how.wrong)
+        raise HipdecodeError(
+            f"tune: expected every result within its tolerance, got\n  {listed}\nfix the kernels; "
+            "the table does without these"
+        )
 
 
 def _write_table(

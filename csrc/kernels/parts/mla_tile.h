@@ -66,17 +66,19 @@ struct Visible {
   uint32_t begin;  // packed row 0
   uint32_t nhead;
   bool causal;
+  int32_t first;  // token of row 0: it is asked for at every tile
 
   TILE_FN int operator()(int r) const {
     if (!causal) return count;
-    const auto token = static_cast<int32_t>((begin + static_cast<uint32_t>(r)) / nhead);
+    const int32_t token =
+        r == 0 ? first : static_cast<int32_t>((begin + static_cast<uint32_t>(r)) / nhead);
     const int32_t seen = end + token;
     return seen < 0 ? 0 : seen > count ? count : seen;
   }
 
-  /// The same of `tokens` tokens from `first` on.
-  TILE_FN Visible part(int32_t first, int32_t tokens) const {
-    return {end - first, tokens, begin, nhead, causal};
+  /// The same of `tokens` tokens from `from` on.
+  TILE_FN Visible part(int32_t from, int32_t tokens) const {
+    return {end - from, tokens, begin, nhead, causal, first};
   }
 };
 
@@ -164,7 +166,8 @@ struct MlaTile {
             .count = keys.end - keys.begin,
             .begin = static_cast<uint32_t>(rows.begin),
             .nhead = static_cast<uint32_t>(p.nhead),
-            .causal = p.causal != 0};
+            .causal = p.causal != 0,
+            .first = rows.begin / p.nhead};
   }
 
   static TILE_FN float scale_of(const float* scale, bool used) {

@@ -5,20 +5,20 @@
 
 #include "../../schedule.h"
 #include "split_both.h"
-#include "split_columns.h"
 #include "split_keys.h"
+#include "split_roles.h"
 
 namespace hipdecode::tile {
 namespace nvptx {
 
-/// Two warpgroups compute and four waves bring keys in. While the whole output of a tile's rows
-/// fits the registers of one warpgroup, each of the two has keys of its own and they merge at the
-/// end; else each has half of the output's columns. Keys of 16 bits then go to the matrix unit from
-/// where they lie, fp8 through registers.
+/// While the whole output of a tile's rows fits the registers of one warpgroup, each of two has
+/// keys of its own and they merge at the end; else each has half of the output's columns. Keys of
+/// 16 bits then go to the matrix unit from where they lie, fp8 through registers and a third
+/// warpgroup scores them.
 template <class Shape>
 using TilesOfShape = std::conditional_t<
     Shape::kRows * Shape::kHeadDimV <= 32 * 512, SplitKeys<Shape>,
-    std::conditional_t<kIsFp8<Shape::kKvDType>, SplitColumns<Shape>, SplitBoth<Shape>>>;
+    std::conditional_t<kIsFp8<Shape::kKvDType>, SplitRoles<Shape>, SplitBoth<Shape>>>;
 
 }  // namespace nvptx
 

@@ -28,17 +28,18 @@ namespace hipdecode::tile {
 
 inline constexpr int kLanes = 32;  // of a wave
 
-/// What the waves of a block are for. Where a kernel's tiles ask for it, the last four waves bring
-/// the keys in and the others compute; all of them execute the kernel's statements.
-enum class Role { compute, fetch };
+/// What the waves of a block are for. Where a kernel's tiles ask for it, the last waves bring the
+/// keys in; others may score for those that compute. All of them execute the kernel's statements.
+enum class Role { compute, score, fetch };
 
 /// Which of a launch's blocks this is, and which of the block's waves the caller belongs to. A
-/// fetching wave has a number that is out of all bounds, so that it takes no share of other work.
+/// wave that does not compute has a number out of all bounds, so that it takes no share of other
+/// work.
 class Block {
  public:
   TILE_FN Block(int32_t waves, Role role)
       // shuffled, so that the compiler knows it to be the same in all lanes
-      : wave_(role == Role::fetch
+      : wave_(role != Role::compute
                   ? 1 << 30
                   : __shfl_sync(~0u, static_cast<int32_t>(threadIdx.x) / kLanes, 0)),
         waves_(waves),
@@ -61,19 +62,36 @@ namespace nvptx {
 /// registers a thread of each then has. The four waves of a warpgroup change theirs together.
 template <class Shared>
 concept HasRoles = requires { Shared::kComputeWaves; };
+template <class Shared>
+concept HasScoreRole = HasRoles<Shared> && requires { Shared::kScoreWaves; };
 
-/// Runs a kernel. The role is a constant in each branch: statements of the other fall away.
+/// One branch of run(), with the registers that a thread has there.
+template <class Kernel, int kRegisters, Role kRole>
+TILE_FN void run_as(const typename Kernel::Params& params, typename Kernel::Shared& shared) {
+  constexpr int kAtEntry = 65536 / (Kernel::kWaves * kLanes) / 8 * 8;
+  if constexpr (kRegisters < kAtEntry)
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+  else
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+  Kernel::run(params, Block(Kernel::Shared::kComputeWaves, kRole), shared);
+}
+
+/// Runs a kernel. The role is a constant in each branch: statements of the others fall away.
 template <class Kernel>
 TILE_FN void run(const typename Kernel::Params& params, typename Kernel::Shared& shared) {
   using Shared = typename Kernel::Shared;
-  if constexpr (HasRoles<Shared>) {
-    if (threadIdx.x >= Shared::kComputeWaves * kLanes) {
-      asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Shared::kFetchRegisters));
-      Kernel::run(params, Block(Shared::kComputeWaves, Role::fetch), shared);
-    } else {
-      asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Shared::kComputeRegisters));
-      Kernel::run(params, Block(Shared::kComputeWaves, Role::compute), shared);
-    }
+  if constexpr (HasScoreRole<Shared>) {
+    if (threadIdx.x >= (Shared::kComputeWaves + Shared::kScoreWaves) * kLanes)
+      run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared);
+    else if (threadIdx.x >= Shared::kComputeWaves * kLanes)
+      run_as<Kernel, Shared::kScoreRegisters, Role::score>(params, shared);
+    else
+      run_as<Kernel, Shared::kComputeRegisters, Role::compute>(params, shared);
+  } else if constexpr (HasRoles<Shared>) {
+    if (threadIdx.x >= Shared::kComputeWaves * kLanes)
+      run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared);
+    else
+      run_as<Kernel, Shared::kComputeRegisters, Role::compute>(params, shared);
   } else {
     Kernel::run(params, Block(Kernel::kWaves, Role::compute), shared);
   }

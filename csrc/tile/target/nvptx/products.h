@@ -91,7 +91,7 @@ template <class Keys, int kQueryRows, int kBlocks>
 struct ValueProduct {
   static constexpr int kDeep = Keys::kFp8 ? 2 : 3;
   // steps of 16 tokens in a group of products; many rows leave few registers
-  static constexpr int kBatch = Keys::kFp8 || kQueryRows < 64 ? 4 : 2;
+  static constexpr int kBatch = kQueryRows < 64 ? 4 : 2;
   static constexpr int kReads = Keys::kFp8 ? kBatch / 2 : kBatch;
   static constexpr int kParts = Keys::kTokens / 16 / kBatch, kBatches = kBlocks * kParts;
 

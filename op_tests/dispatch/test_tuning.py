@@ -292,6 +292,7 @@ def test_noise_ignores_a_few_disturbed_rounds() -> None:
     calm = [1.0] * 30
     assert noise_pct(calm) == 3.0
     assert noise_pct([*calm, 9.0, 9.0, 9.0]) == 3.0
+    assert noise_pct(calm, floor=1.0) == 1.0
     assert noise_pct([0.5, 1.0, 1.5, 2.0, 0.7]) > 50
 
 

@@ -29,6 +29,8 @@ _MIN_ROUNDS = 5
 _QUIET_SHARE = 0.02
 """Of a round's time: threads waited less than this for a CPU."""
 _BYTES_OF_A_TOKEN = 576 * (4 + 2)
+_DEVICE_NOISE_PCT = 1.0
+"""What a device's medians differ by from run to run, whatever the rounds say."""
 _GPU_BLOCK_ROWS = 64
 _GPU_SPLIT_TOKENS = 64
 _GPU_SPLIT_POWERS = 7
@@ -127,7 +129,8 @@ def measure(point: Point, how: How, budget_s: float) -> Measurement:
     times = {choice: [one.ms[str(choice)] for one in counted] for choice in checks}
     fastest = min(times, key=lambda choice: statistics.median(times[choice]))
     trials = {
-        choice: _trial(ms, times[fastest], checks[choice].max_err) for choice, ms in times.items()
+        choice: _trial(ms, times[fastest], checks[choice].max_err, on_device)
+        for choice, ms in times.items()
     }
     return Measurement(point, trials, len(quiet) if enough else 0)
 
@@ -137,10 +140,11 @@ def _fits(point: Point) -> bool:
     return point.batch * point.kv_len * _BYTES_OF_A_TOKEN < torch.cuda.mem_get_info()[1]
 
 
-def _trial(ms: Sequence[float], fastest: Sequence[float], max_err: float) -> Trial:
+def _trial(ms: Sequence[float], fastest: Sequence[float], max_err: float, on_device: bool) -> Trial:
     ratios = [a / b for a, b in zip(ms, fastest, strict=True)]
     us, least = 1e3 * statistics.median(ms), 1e3 * min(ms)
-    return Trial(us, least, statistics.median(ratios), noise_pct(ratios), max_err)
+    noise = noise_pct(ratios, _DEVICE_NOISE_PCT if on_device else NOISE_PCT)
+    return Trial(us, least, statistics.median(ratios), noise, max_err)
 
 
 def context_lengths(point: Point, spread: float) -> tuple[int, ...]:
@@ -200,12 +204,12 @@ def _waited_ms() -> float:
     return waited_ns * 1e-6
 
 
-def noise_pct(ratios: list[float]) -> float:
+def noise_pct(ratios: list[float], floor: float = NOISE_PCT) -> float:
     """Return what the median of per-round ratios may be off by, in percent of it.
 
     Twice the standard error of a median, estimated from the quartiles, which a few disturbed rounds
-    do not move; never less than the floor that routes call noise.
+    do not move; never less than the floor, by default what routes call noise.
     """
     low, middle, high = statistics.quantiles(ratios, n=4)
     standard_error = 1.2533 * (high - low) / 1.349 / math.sqrt(len(ratios))
-    return max(NOISE_PCT, 200 * standard_error / middle)
+    return max(floor, 200 * standard_error / middle)

@@ -41,7 +41,8 @@ struct Cursor {
 };
 
 /// Slots that kFetchWaves waves fill and kComputeWaves waves empty, all of them every slot.
-template <class Keys, int kSlots, int kFetchWaves, int kComputeWaves>
+/// @tparam kOnce no other block reads these keys: they wait in the L2 for a slot, then leave it
+template <class Keys, int kSlots, int kFetchWaves, int kComputeWaves, bool kOnce = false>
 struct KeyRing {
   static constexpr int kShare = Keys::kTokens / kFetchWaves;  // tokens that a wave brings in
   static constexpr uint32_t kAll = kShare == kLanes ? ~0u : (1u << kShare) - 1;
@@ -62,11 +63,12 @@ struct KeyRing {
   /// reads as zeros.
   template <class Element>
   TILE_FN void fill(Cursor& cursor, int wave, const KeyRef<Element>& key, int count) {
-    empty[cursor.slot].wait(cursor.parity ^ 1);
     const auto row = reinterpret_cast<uint64_t>(static_cast<const Element*>(key));
     const bool asked = lane() < kShare && wave * kShare + lane() < count;
     const uint32_t found = __ballot_sync(~0u, asked && row != 0);
     const uint32_t lost = __ballot_sync(~0u, asked && row == 0);
+    if (kOnce && !empty[cursor.slot].passed(cursor.parity ^ 1)) bring_near(row, found);
+    empty[cursor.slot].wait(cursor.parity ^ 1);
     const uint32_t to = shared_address(keys[cursor.slot]) + wave * kShare * Keys::kPitch;
     if (found != kAll) {
       if (lane() < kShare && (found >> lane() & 1) == 0) clear(to + lane() * Keys::kPitch);
@@ -78,11 +80,12 @@ struct KeyRing {
       gate.arrive_expecting(__popc(found) * Keys::kRowBytes);
     }
     __syncwarp();
+    const uint64_t policy = l2_policy<kOnce>();
     const auto low = static_cast<uint32_t>(row), high = static_cast<uint32_t>(row >> 32);
 #pragma unroll 8
     for (int n = 0; n < kShare; ++n) {
       const uint64_t from = uint64_t{__shfl_sync(~0u, high, n)} << 32 | __shfl_sync(~0u, low, n);
-      copy(to + n * Keys::kPitch, from, Keys::kRowBytes, gate, (found >> n & 1) != 0);
+      copy(to + n * Keys::kPitch, from, Keys::kRowBytes, gate, (found >> n & 1) != 0, policy);
     }
     cursor.advance<kSlots>();
   }
@@ -103,6 +106,18 @@ struct KeyRing {
   }
 
  private:
+  /// While there is no room for them the rows wait in the L2. Those that follow one another, as in
+  /// a page, are asked for at once, which DRAM answers faster than the row by row of a copy.
+  static TILE_FN void bring_near(uint64_t row, uint32_t found) {
+    const uint64_t first = __shfl_sync(~0u, row, 0);
+    const bool follows = lane() >= kShare || row == first + lane() * Keys::kRowBytes;
+    if (__all_sync(~0u, found == kAll && follows)) {
+      if (lane() == 0) prefetch(first, kShare * Keys::kRowBytes);
+    } else if (!Keys::kFp8 && (found >> lane() & 1) != 0) {  // of shorter rows it costs more
+      prefetch(row, Keys::kRowBytes);
+    }
+  }
+
   static TILE_FN void clear(uint32_t row) {
 #pragma unroll 1
     for (int i = 0; i < Keys::kRowBytes; i += 16)

@@ -35,6 +35,17 @@ struct Gate {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(this))
                  : "memory");
   }
+  /// Whether the phase of that parity is over.
+  TILE_FN bool passed(uint32_t parity) {
+    uint32_t over;
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.b32 %0, 1, 0, p;\n}"
+        : "=r"(over)
+        : "r"(shared_address(this)), "r"(parity)
+        : "memory");
+    return over != 0;
+  }
   /// Waits until the phase of that parity is over. A caller sees every phase: parities repeat.
   TILE_FN void wait(uint32_t parity) {
     constexpr uint32_t kNanoseconds = 10'000'000;  // that the thread may be suspended in one try
@@ -63,15 +74,47 @@ TILE_FN void meet(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+/// Tells those that meet there that this wave has come; it does not wait.
+TILE_FN void announce(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+/// Some of a block's waves meet; whether one of their threads says so.
+TILE_FN bool meet_any(int barrier, int threads, bool said) {
+  uint32_t any;
+  asm volatile(
+      "{\n.reg .pred p, q;\nsetp.ne.b32 p, %3, 0;\nbar.red.or.pred q, %1, %2, p;\n"
+      "selp.b32 %0, 1, 0, q;\n}"
+      : "=r"(any)
+      : "r"(barrier), "r"(threads), "r"(static_cast<uint32_t>(said))
+      : "memory");
+  return any != 0;
+}
+
+/// How long the L2 keeps what a copy reads.
+/// @tparam kOnce nobody reads it again soon
+template <bool kOnce>
+TILE_FN uint64_t l2_policy() {
+  uint64_t policy;
+  if constexpr (kOnce)
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  else
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
 /// One lane of the wave starts a copy of `bytes` from global memory where `wanted`, a value that
 /// all lanes share; the gate counts the bytes.
-TILE_FN void copy(uint32_t destination, uint64_t source, int bytes, Gate& gate, bool wanted) {
+/// @param policy of l2_policy()
+TILE_FN void copy(uint32_t destination, uint64_t source, int bytes, Gate& gate, bool wanted,
+                  uint64_t policy) {
   asm volatile(
       "{\n.reg .pred one, go;\nsetp.ne.b32 go, %4, 0;\nelect.sync _|one, 0xffffffff;\n"
       "and.pred go, go, one;\n"
-      "@go cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-      "[%3];\n}" ::"r"(destination),
-      "l"(source), "r"(bytes), "r"(shared_address(&gate)), "r"(static_cast<uint32_t>(wanted))
+      "@go cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], %5;\n}" ::"r"(destination),
+      "l"(source), "r"(bytes), "r"(shared_address(&gate)), "r"(static_cast<uint32_t>(wanted)),
+      "l"(policy)
       : "memory");
 }
 
@@ -80,6 +123,11 @@ TILE_FN void copy_chunk(uint32_t destination, uint64_t source, bool wanted) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(destination),
                "l"(source), "r"(wanted ? 16 : 0)
                : "memory");
+}
+
+/// The L2 starts to read `bytes` of global memory.
+TILE_FN void prefetch(uint64_t source, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
 }
 
 /// Four 8x8 matrices of 16-bit words; lane l gives the address of row l % 8 of matrix l / 8.

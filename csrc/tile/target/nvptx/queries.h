@@ -15,37 +15,46 @@ namespace hipdecode::tile::nvptx {
 template <class Keys, int kHeadDim, abi::DType kType, int kRows>
 struct Queries {
   static constexpr bool kScaled = kType == abi::DType::bf16 && Keys::kFp8;
-  static constexpr int kChunks = kHeadDim / 8, kEach = (kChunks + kLanes - 1) / kLanes;
+  static constexpr int kChunks = kHeadDim / 8;
   static constexpr int kBytes = kRows * kHeadDim * 2;
-  static constexpr int kAhead = 4;  // rows that a wave has on their way at a time
   static_assert(kIsFp8<kType> ? Keys::kFp8 : Keys::kFp8 || kType == Keys::kOperand);
 
-  /// Loads rows below `rows`, zeros for the others; waves share them.
+  /// Loads rows below `rows`, zeros for the others; waves share them. A wave takes several rows at
+  /// a time: what its lanes then write lies in different banks, but for what two or four write.
   /// @param unscale what the scores of each row are to be multiplied by; where kScaled
   template <class Source>
   static TILE_FN void load(unsigned char* to, float* unscale, const Source& source, int rows,
                            int wave, int waves) {
-    for (int first = wave; first < kRows; first += kAhead * waves) {
-      uint4 chunks[kAhead][kEach] = {};
-#pragma unroll
-      for (int n = 0; n < kAhead; ++n) {
-        const int row = first + n * waves;
-        if (row >= rows) continue;
+    constexpr int kAtOnce = kRows < 32 ? 2 : 4;
+    constexpr int kLanesEach = kLanes / kAtOnce;
+    constexpr int kEach = (kChunks + kLanesEach - 1) / kLanesEach;
+    static_assert(kRows % kAtOnce == 0);
+    const int own = lane() / kLanesEach, side = lane() % kLanesEach;
+    for (int row = wave * kAtOnce + own; row < kRows; row += kAtOnce * waves) {
+      uint4 chunks[kEach] = {};
+      if (row < rows) {
         const void* from = source(row);
 #pragma unroll
         for (int i = 0; i < kEach; ++i)
-          if (i * kLanes + lane() < kChunks) chunks[n][i] = read(from, i * kLanes + lane());
+          if (i * kLanesEach + side < kChunks) chunks[i] = read(from, i * kLanesEach + side);
+      }
+      float scale = 1.0f;
+      if constexpr (kScaled) {
+        uint32_t most = 0;
+#pragma unroll
+        for (const uint4& chunk : chunks)
+          most = __vmaxu2(most, __vmaxu2(__vmaxu2(magnitudes(chunk.x), magnitudes(chunk.y)),
+                                         __vmaxu2(magnitudes(chunk.z), magnitudes(chunk.w))));
+        most = max(most & 0xffff, most >> 16);
+#pragma unroll
+        for (int distance = 1; distance < kLanesEach; distance *= 2)
+          most = max(most, __shfl_xor_sync(~0u, most, distance));
+        scale = scale_of(most, unscale + row, side == 0);
       }
 #pragma unroll
-      for (int n = 0; n < kAhead; ++n) {
-        const int row = first + n * waves;
-        if (row >= kRows) continue;
-        const float scale = kScaled ? scale_of(chunks[n], unscale + row) : 1.0f;
-#pragma unroll
-        for (int i = 0; i < kEach; ++i)
-          if (i * kLanes + lane() < kChunks)
-            write(to, row, i * kLanes + lane(), chunks[n][i], scale);
-      }
+      for (int i = 0; i < kEach; ++i)
+        if (i * kLanesEach + side < kChunks)
+          write(to, row, i * kLanesEach + side, chunks[i], scale);
     }
   }
 
@@ -72,21 +81,16 @@ struct Queries {
     }
   }
 
-  /// The larger magnitude of a word's two elements, as bits.
-  static TILE_FN uint32_t largest(uint32_t word) { return max(word & 0x7fff, word >> 16 & 0x7fff); }
+  /// Of a word's two elements, as bits.
+  static TILE_FN uint32_t magnitudes(uint32_t word) { return word & 0x7fff7fff; }
 
   /// The power of two that brings a bf16 row's largest element below 2^15; 1 for infinite ones.
-  static TILE_FN float scale_of(const uint4 (&chunks)[kEach], float* unscale) {
-    uint32_t most = 0;
-#pragma unroll
-    for (const uint4& chunk : chunks)
-      most =
-          max(max(max(largest(chunk.x), largest(chunk.y)), max(largest(chunk.z), largest(chunk.w))),
-              most);
-    const int exponent = static_cast<int>(__reduce_max_sync(~0u, most) >> 7);
+  /// @param most bits of that element's magnitude
+  static TILE_FN float scale_of(uint32_t most, float* unscale, bool tells) {
+    const int exponent = static_cast<int>(most >> 7);
     // biased: the scale is 2^(141 - exponent) and both it and its inverse are normal numbers
     const int power = exponent == 255 ? 0 : 141 - max(exponent, 15);
-    if (lane() == 0) *unscale = std::bit_cast<float>(static_cast<uint32_t>(127 - power) << 23);
+    if (tells) *unscale = std::bit_cast<float>(static_cast<uint32_t>(127 - power) << 23);
     return std::bit_cast<float>(static_cast<uint32_t>(127 + power) << 23);
   }
 

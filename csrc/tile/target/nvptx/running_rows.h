@@ -33,6 +33,16 @@ class RunningRows {
     own_ = -kInfinity;
 #pragma unroll
     for (int v = 0; v < kValues; ++v) base_[v] = sums_[v] = 0;
+    fresh_ = true;
+  }
+
+  /// Whether one of the thread's scores may raise a maximum; raise() knows.
+  TILE_FN bool may_raise(const float (&scores)[kRows / 2]) const {
+    bool higher = fresh_;
+#pragma unroll
+    for (int v = 0; v < kValues; ++v)
+      higher |= fmaxf(scores[low(v)], scores[low(v) + 2]) > base_[v] + (kShift + kSlack);
+    return higher;
   }
 
   /// The largest score of the wave's tokens for the lane's row. Halving what is exchanged at each
@@ -64,8 +74,8 @@ class RunningRows {
       factor_ = exp2(own_ - most);
       own_ = most;
     }
-    const float base =
-        own_ == -kInfinity ? 0 : own_ - kShift;  // a row that saw nothing weighs nothing
+    fresh_ = __any_sync(~0u, own_ == -kInfinity);  // a row that saw nothing weighs nothing
+    const float base = own_ == -kInfinity ? 0 : own_ - kShift;
 #pragma unroll
     for (int v = 0; v < kValues; ++v) {
       base_[v] = __shfl_sync(~0u, base, lane_of(v));
@@ -105,6 +115,7 @@ class RunningRows {
     return lane() % 4 + 4 * g;
   }
 
+  bool fresh_;  // some row saw nothing yet
   float own_, factor_, base_[kValues], sums_[kValues];
 };
 

@@ -42,8 +42,10 @@ class SplitKeys {
   static constexpr int kFit = kFreeBytes / (kGroups * (Layout::kBytes + 256));
   static constexpr int kSlots = kFit > 4 ? 4 : kFit;
   static_assert(kSlots >= 1);
-  using Ring = KeyRing<Layout, kSlots, kFetchWaves, kGroupWaves>;
+  using Ring = KeyRing<Layout, kSlots, kFetchWaves, kGroupWaves, true>;
   static_assert(sizeof(RowEnds<kRows>) <= kWeightBytes);
+  // barriers, of which 0 is the block's; a warpgroup's own are 1 and 2
+  enum Barrier { kEverybody = 1 + kGroups, kOpened, kOpenedToAll };
 
  public:
   struct Shared {
@@ -73,11 +75,17 @@ class SplitKeys {
     const int wave = fetches_ ? fetching_wave(Shared::kComputeWaves) : block.wave();
     group_ = wave / (fetches_ ? kFetchWaves : kGroupWaves);
     wave_ = wave % (fetches_ ? kFetchWaves : kGroupWaves);
-    if (first_thread(block)) {
-      for (Ring& ring : s_.rings) ring.open();
-      publish_gates();
+    // fetching waves begin at once: of what the others do first they need nothing
+    if (fetches_) {
+      if (group_ == 0 && wave_ == 0 && lane() == 0) {
+        for (Ring& ring : s_.rings) ring.open();
+        publish_gates();
+      }
+      meet(kOpened, kGroups * kFetchWaves * kLanes);
+      announce(kOpenedToAll, kWaves * kLanes);
+    } else {
+      meet(kOpenedToAll, kWaves * kLanes);
     }
-    __syncthreads();
   }
 
   template <class Source>
@@ -144,11 +152,8 @@ class SplitKeys {
       scores_[v / 2 * 4 + v % 2 + 2] *= factor;
       if (count < Layout::kTokens) hide(v, token >= count, token + 8 >= count);
     }
-    float4& waves = s_.by_wave[group_][Rows::own_row()];
-    reinterpret_cast<float*>(&waves)[wave_] = Rows::largest(scores_);
-    meet_group();
-    const float4 most = waves;
-    raised_ = rows_.raise(fmaxf(fmaxf(most.x, most.y), fmaxf(most.z, most.w)));
+    // rarely; and what was there is no longer read by the matrix unit
+    raised_ = meet_any(1 + group_, kGroupThreads, rows_.may_raise(scores_)) && raise_maxima();
     rows_.weigh(scores_);
     store_weights<Layout, kRows>(shared_address(s_.weights[group_]), scores_, 0, wave_);
     publish_operand();
@@ -195,7 +200,7 @@ class SplitKeys {
   using Part = float[kPart][kRows / 2];
 
   TILE_FN void meet_group() const { meet(1 + group_, kGroupThreads); }
-  static TILE_FN void meet_all() { meet(1 + kGroups, kGroups * kGroupThreads); }
+  static TILE_FN void meet_all() { meet(kEverybody, kGroups * kGroupThreads); }
 
   /// Tokens of a tile that this warpgroup has.
   TILE_FN int own_count(const Tokens& tokens) const {
@@ -210,6 +215,13 @@ class SplitKeys {
     if (second) scores_[value / 2 * 4 + value % 2 + 2] = -kInfinity;
   }
 
+  TILE_FN bool raise_maxima() {
+    float4& waves = s_.by_wave[group_][Rows::own_row()];
+    reinterpret_cast<float*>(&waves)[wave_] = Rows::largest(scores_);
+    meet_group();
+    const float4 most = waves;
+    return rows_.raise(fmaxf(fmaxf(most.x, most.y), fmaxf(most.z, most.w)));
+  }
   TILE_FN void rescale() {
 #pragma unroll
     for (int v = 0; v < Rows::kValues; ++v) scale_row(v, rows_.factor(v));

@@ -3,6 +3,7 @@
 
 #include "parts/lse_merge.h"
 #include "parts/mla_tile.h"
+#include "parts/split_range.h"
 
 namespace hipdecode::kernels {
 
@@ -86,14 +87,12 @@ struct MlaDecodeHk {
     work.begin = (work.tile_index - request_index * p.row_tiles) * kRows;
     work.packed = packed_rows(p, work.q_len);
     work.stride = p.row_tiles * kRows;
-    const int32_t tokens = request.context_tokens(p), whole = quotient(tokens, p.num_splits);
-    const int32_t even = whole + (whole * p.num_splits != tokens);
-    const int32_t chunk = (even > 1 ? even + kMinSplitTokens - 1 : kMinSplitTokens) /
-                          kMinSplitTokens * kMinSplitTokens;
-    work.used = p.num_splits > 1 && tokens > 0 ? quotient(tokens + chunk - 1, chunk) : 1;
+    const int32_t tokens = request.context_tokens(p);
+    const SplitRange part = split_range(tokens, p.num_splits, work.split, kMinSplitTokens);
+    work.used = part.used;
     work.keys = {.first_index = request.first_page,
-                 .begin = work.split * chunk,
-                 .end = work.split + 1 < work.used ? (work.split + 1) * chunk : tokens,
+                 .begin = part.begin,
+                 .end = part.end,
                  .causal_end = tokens};
     return work;
   }

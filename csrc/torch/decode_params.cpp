@@ -40,8 +40,6 @@ abi::MlaDecodeParams checked_params(const Inputs& in) {
                   shape_text(in.kv_buffer));
   check_dim("qo_indptr", in.qo_indptr, 1);
   HIPDECODE_CHECK(batch >= 0, "qo_indptr: expected batch + 1 elements, got none");
-  HIPDECODE_CHECK(std::isfinite(in.sm_scale) && in.sm_scale >= 0,
-                  "sm_scale: expected a finite number of 0 or more, got ", in.sm_scale);
   HIPDECODE_CHECK(in.max_seqlen_q >= 1 && in.max_seqlen_q <= kMaxPackedRows / nhead,
                   "max_seqlen_q: expected 1 to ", kMaxPackedRows / nhead, ", got ",
                   in.max_seqlen_q);
@@ -91,7 +89,7 @@ abi::MlaDecodeParams checked_params(const Inputs& in) {
   p.num_splits = 1;
   p.causal = in.causal;
   p.o_dtype = o_dtype;
-  p.sm_scale = static_cast<float>(in.sm_scale);
+  p.sm_scale = score_scale(in.sm_scale);
   return p;
 }
 

@@ -107,8 +107,6 @@ abi::SparseMlaParams checked_rows(const Tensor& q, const Tensor& o, const Option
   HIPDECODE_CHECK(nhead >= 1 && nhead <= 128 && q.size(2) == format.head_dim_qk && q.stride(2) == 1,
                   "q: expected [tokens, nhead 1..128, ", format.head_dim_qk,
                   "] with a contiguous last dimension, got shape ", shape_text(q));
-  HIPDECODE_CHECK(std::isfinite(sm_scale) && sm_scale >= 0,
-                  "sm_scale: expected a finite number of 0 or more, got ", sm_scale);
   abi::SparseMlaParams p{};
   p.o_dtype = check_output("o", o, nhead);
   HIPDECODE_CHECK(o.size(0) == tokens && o.size(2) == format.head_dim_v, "o: expected [", tokens,
@@ -130,8 +128,7 @@ abi::SparseMlaParams checked_rows(const Tensor& q, const Tensor& o, const Option
   p.o_stride_head = o.stride(1);
   p.tokens = static_cast<int32_t>(tokens);
   p.nhead = static_cast<int32_t>(nhead);
-  // hidden scores are -inf, and zero times that is NaN: this is zero for every other score
-  p.sm_scale = std::max(static_cast<float>(sm_scale), 1e-30f);
+  p.sm_scale = score_scale(sm_scale);
   return p;
 }
 

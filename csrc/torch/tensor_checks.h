@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <string>
 
 #include "../abi/dtype.h"
@@ -15,6 +16,14 @@ inline std::string shape_text(const Tensor& t) {
   std::string text = "[";
   for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
   return text + "]";
+}
+
+/// What a kernel multiplies scores by. Hidden ones are -inf, and zero times that is NaN, so that
+/// zero becomes what is zero for every other score.
+inline float score_scale(double sm_scale) {
+  HIPDECODE_CHECK(std::isfinite(sm_scale) && sm_scale >= 0,
+                  "sm_scale: expected a finite number of 0 or more, got ", sm_scale);
+  return std::max(static_cast<float>(sm_scale), 1e-30f);
 }
 
 inline void check_same_device(const char* name, const Tensor& t, const Tensor& q) {

@@ -164,6 +164,13 @@ def test_mla_decode_defaults_to_inverse_root_of_the_head_dimension(
     check(Case(sm_scale=None, q_lens=(2,)), route)
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_mla_decode_of_scale_zero_takes_the_mean_of_the_keys_that_a_row_sees(
+    check: Checker, route: str
+) -> None:
+    check(Case(sm_scale=0.0, q_lens=(1, 3), kv_lens=(90, 200)), route)
+
+
 HEAD_DIM_CASES = [
     _pair(pair, head_dim_qk=qk, head_dim_v=v, nhead=nhead, q_lens=(1, 3), kv_lens=(50, 200))
     for qk, v in ((512, 512), (96, 64), (64, 64))

@@ -25,7 +25,7 @@ struct Queries {
   template <class Source>
   static TILE_FN void load(unsigned char* to, float* unscale, const Source& source, int rows,
                            int wave, int waves) {
-    constexpr int kAtOnce = kRows < 32 ? 2 : 4;
+    constexpr int kAtOnce = kRows == 32 ? 4 : 2;
     constexpr int kLanesEach = kLanes / kAtOnce;
     constexpr int kEach = (kChunks + kLanesEach - 1) / kLanesEach;
     static_assert(kRows % kAtOnce == 0);

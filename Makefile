@@ -55,7 +55,7 @@ tsan: install  ## thread sanitizer
 aarch64: install  ## the kernels of cpu-generic, cross-compiled and emulated
 	$(PY) op_tests/sanitize/run.py --aarch64
 
-sanitize-gpu: install  ## memcheck, initcheck and synccheck of the sm_90 kernels, on a Hopper GPU
+sanitize-gpu: install  ## memcheck and initcheck of the sm_90 kernels, on a Hopper GPU
 	$(PY) op_tests/sanitize/gpu.py
 
 install: $(STAMP)-run

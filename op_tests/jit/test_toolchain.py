@@ -170,9 +170,19 @@ def kernel_info(path: Path) -> tuple[int, ...]:
         ("sm_90", "nvcc", EM_CUDA, 32),
     ],
 )
-@pytest.mark.parametrize(("name", "bytes_"), [("mla_reduce", 112), ("mla_plan", 168)])
-def test_code_object_says_its_abi_parameters_and_threads(
-    target: str, kind: str, elf_machine: int, lanes: int, name: str, bytes_: int
+@pytest.mark.parametrize(
+    ("name", "bytes_", "shared_bytes", "waves"),
+    [("mla_reduce", 112, 0, 4), ("mla_plan", 168, 47424, 8)],
+)
+def test_code_object_says_its_abi_parameters_memory_and_threads(
+    target: str,
+    kind: str,
+    elf_machine: int,
+    lanes: int,
+    name: str,
+    bytes_: int,
+    shared_bytes: int,
+    waves: int,
 ) -> None:
     try:
         toolchain.find(kind)
@@ -180,9 +190,9 @@ def test_code_object_says_its_abi_parameters_and_threads(
         pytest.skip(f"a machine with {toolchain.TOOLCHAINS[kind].needs} would run this: {error}")
     path = jit.ensure_kernel(target, name).path
     machine, abi, params, shared, threads, rows = kernel_info(path)
-    assert (machine, params, shared, rows) == (elf_machine, bytes_, 0, 0)
+    assert (machine, params, shared, rows) == (elf_machine, bytes_, shared_bytes, 0)
     assert abi == keys.source_tree(csrc_dir()).abi_version()
-    assert threads == lanes * (4 if name == "mla_reduce" else 1)
+    assert threads == lanes * waves
 
 
 def test_cpu_artefact_says_the_same_of_itself() -> None:

@@ -15,6 +15,17 @@ TILE_FN int fetching_wave(int compute_waves) {
   return __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kLanes, 0) - compute_waves;
 }
 
+/// A tile's tokens. Fetching waves know a token's key each, the others find out from what was
+/// fetched which are missing.
+template <class Element>
+struct FetchedTokens {
+  KeyRef<Element> key;
+  int count;
+  bool lost = false;  // some of those that the asking warpgroup has, by score()
+
+  TILE_FN bool skips() const { return lost; }
+};
+
 /// Keys of 64 tokens as they lie in shared memory: rows as in global memory, 16 bytes apart, so
 /// that the eight rows of a matrix fall into different banks whichever way it is read.
 template <int kHeadDim, abi::DType kType>

@@ -43,14 +43,7 @@ class SplitBoth {
     Gate weighed[kGroups];
   };
 
-  /// Fetching waves know a token's key each, the others find out from the slots what is missing.
-  struct Tokens {
-    KeyRef<KvElement> key;
-    int count;
-    bool lost = false;  // some of the warpgroup's, by score()
-
-    TILE_FN bool skips() const { return lost; }
-  };
+  using Tokens = FetchedTokens<KvElement>;
 
   TILE_FN SplitBoth(Shared& shared, Block block)
       : s_(shared),

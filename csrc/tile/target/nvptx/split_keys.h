@@ -61,14 +61,7 @@ class SplitKeys {
     float bases[kGroups][kRows], unscale[kRows];
   };
 
-  /// Fetching waves know a token's key each, the others find out from the ring what is missing.
-  struct Tokens {
-    KeyRef<KvElement> key;
-    int count;
-    bool lost = false;  // some of them, by score()
-
-    TILE_FN bool skips() const { return lost; }
-  };
+  using Tokens = FetchedTokens<KvElement>;
 
   TILE_FN SplitKeys(Shared& shared, Block block)
       : s_(shared), fetches_(block.role() == Role::fetch) {

@@ -58,14 +58,7 @@ class SplitRoles {
     Gate scored, taken;
   };
 
-  /// Fetching waves know a token's key each, the others find out from the ring what is missing.
-  struct Tokens {
-    KeyRef<KvElement> key;
-    int count;
-    bool lost = false;  // some of them, by score()
-
-    TILE_FN bool skips() const { return lost; }
-  };
+  using Tokens = FetchedTokens<KvElement>;
 
   TILE_FN SplitRoles(Shared& shared, Block block) : s_(shared), role_(block.role()) {
     const int wave = role_ == Role::compute ? block.wave() : fetching_wave(0);

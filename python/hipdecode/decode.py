@@ -21,13 +21,10 @@ from .arguments import (
 )
 from .dispatch import DecodeShape, logger, route_mla_decode
 from .plan import MlaPlan, plan_mla_decode
-from .registry import wanted_rows
+from .registry import LEAST_ROWS, wanted_rows
 from .shape_log import log_shape
 from .short_way import PLAN_MISSING, SCRATCH_MISSING, SERVED, ShortWay, is_watched
 from .workspace import SplitScratch, Workspace, default_workspace, split_scratch
-
-_LEAST_ROWS = 16
-"""Query rows of a tile at least, on any target: bounds the counters that hk needs."""
 
 
 def mla_decode(
@@ -360,7 +357,7 @@ def _split_scratch(
     step: _Step, num_splits: int, workspace: Workspace | None
 ) -> SplitScratch | tuple[None, None, None]:
     rows, nhead, head_dim_v = step.out.shape
-    counters = step.batch * -(-step.max_seqlen_q * nhead // _LEAST_ROWS)
+    counters = step.batch * -(-step.max_seqlen_q * nhead // LEAST_ROWS)
     return split_scratch(step.q, (rows, nhead, head_dim_v), num_splits, counters, workspace)
 
 

@@ -300,6 +300,10 @@ def load(path: Path) -> Registry:
     return registry
 
 
+LEAST_ROWS = 16
+"""Query rows of a tile at least, on any target: bounds the counters that split kernels need."""
+
+
 def wanted_rows(family: str, packed: int) -> int:
     """The rows of a tile that a decode call asks for, as wanted_rows() of csrc/torch.
 
@@ -307,10 +311,10 @@ def wanted_rows(family: str, packed: int) -> int:
         family: of the target; a CPU has one tile for all.
         packed: query rows of a request, over all heads.
     """
-    least, most = 16, 128
+    most = 128
     if family == "cpu":
         return most
-    return min(max(1 << (packed - 1).bit_length(), least), most)
+    return min(max(1 << (packed - 1).bit_length(), LEAST_ROWS), most)
 
 
 @cache

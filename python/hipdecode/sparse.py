@@ -20,7 +20,7 @@ from .arguments import (
     describe,
 )
 from .errors import BadArgument, UnsupportedShape
-from .registry import wanted_rows
+from .registry import LEAST_ROWS, wanted_rows
 from .sparse_cache import FORMATS, FP8_MAX, V4, CacheFormat, format_of
 from .workspace import Workspace, split_scratch
 
@@ -30,7 +30,6 @@ MIN_SPLIT_KEYS = 64
 MAX_SPLITS = 32
 MERGE_KEYS = 16
 """What writing and merging one more partial result costs, in keys of the same heads."""
-_LEAST_ROWS = 16
 _FN, _FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 _FNUZ_FAMILY = "gfx942"
 
@@ -128,7 +127,7 @@ def sparse_mla_decode(
                 keys += _capacity(extra_indices, extra_indptr, tokens)
         choice = (kv_dtype, extra_kv_dtype, keys, num_splits)
         fnuz, extra_fnuz, splits = _plan(q, cache, extra_cache, choice)
-        counters = tokens * -(-nhead // _LEAST_ROWS)
+        counters = tokens * -(-nhead // LEAST_ROWS)
         scratch = split_scratch(q, (tokens, nhead, 512), splits, counters, workspace)
         torch.ops.hipdecode.sparse_mla_decode.default(
             q, *main, *extra, attn_sink, out, lse, *scratch, splits, scale, fnuz, extra_fnuz

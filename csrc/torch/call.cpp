@@ -19,11 +19,24 @@ std::vector<runtime::Extent>& extents() {
   return instance;
 }
 
-/// torch's own current stream, on ROCm too. A PyTorch for CPUs lacks the entry, so it is looked up.
+using GetStream = int32_t (*)(int32_t index, void** stream);  // 0: success
+
+/// A PyTorch for CPUs lacks the entry, and a binding that was built beside one is not linked to the
+/// library that has it: it is looked up among the libraries that are loaded.
+GetStream find_current_stream() {
+  constexpr auto kEntry = "aoti_torch_get_current_cuda_stream";
+  if (void* found = dlsym(RTLD_DEFAULT, kEntry)) return reinterpret_cast<GetStream>(found);
+  for (const char* name : {"libtorch_cuda.so", "libtorch_hip.so"}) {
+    void* library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
+    if (library == nullptr) continue;
+    if (void* found = dlsym(library, kEntry)) return reinterpret_cast<GetStream>(found);
+  }
+  return nullptr;
+}
+
+/// torch's own current stream, on ROCm too.
 void* current_stream(int32_t index) {
-  using Get = int32_t (*)(int32_t index, void** stream);  // 0: success
-  static const auto get =
-      reinterpret_cast<Get>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+  static const GetStream get = find_current_stream();
   HIPDECODE_CHECK(get != nullptr,
                   "torch: expected aoti_torch_get_current_cuda_stream, got none; install a PyTorch "
                   "for ROCm or CUDA");

@@ -114,7 +114,7 @@ struct MlaDecodeHk {
   static TILE_FN void merge_together(const Params& p, tile::Block block, const Work& work) {
     constexpr int kWide = Shape::kHeadDimV / tile::kMergeParts, kNarrow = kWide / tile::kMergeParts;
     if (kRows * tile::kMergeParts * 2 <= work.used * block.waves())
-      merge_share<kNarrow, tile::kMergeAhead * 8>(p, block, work, work.split, work.used);
+      merge_share<kNarrow, tile::kMergeAhead * 4>(p, block, work, work.split, work.used);
     else
       merge_share<kWide, tile::kMergeAhead * 2>(p, block, work, work.split, work.used);
   }
@@ -125,8 +125,10 @@ struct MlaDecodeHk {
                                   int32_t share, int32_t shares) {
     constexpr int kParts = Shape::kHeadDimV / kColumns;
     if (block.wave() >= block.waves()) return;  // it fetches
+    TILE_ROLLED
     for (int32_t begin = work.begin; begin < work.packed; begin += work.stride) {
       const int32_t units = (work.rows(begin).end - begin) * kParts;
+      TILE_ROLLED
       for (int32_t unit = block.wave() * shares + share; unit < units;
            unit += block.waves() * shares)
         merge_row<kColumns, kAhead>(p, work, begin + unit / kParts, unit % kParts * kColumns);
@@ -145,8 +147,8 @@ struct MlaDecodeHk {
     merge_partials<kColumns, kAhead>(
         {o + column, first ? p.lse + row * p.nhead + head : nullptr, p.o_dtype}, work.used,
         kColumns, [&](int32_t k) -> Partial {
-          const int64_t at = int64_t{k} * p.nhead;
-          return {partial_o + at * Shape::kHeadDimV, partial_lse + at};
+          const int32_t at = k * p.nhead;
+          return {partial_o + int64_t{at} * Shape::kHeadDimV, partial_lse + at};
         });
   }
 };

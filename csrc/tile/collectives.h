@@ -13,6 +13,7 @@ namespace hipdecode::tile {
 /// Calls f(k) for every k below count; the lanes of a wave share the calls.
 template <class F>
 TILE_FN void for_wave(int32_t count, F f) {
+  TILE_ROLLED
   for (int32_t k = lane(); k < count; k += lanes()) f(k);
 }
 

@@ -36,6 +36,7 @@ TILE_FN void merge_partials(const MergedRow& to, int32_t count, int32_t columns,
   sum.clear();
   tile::Spread weights;
   float best = 0, total = 0;
+  TILE_ROLLED
   for (int32_t first = 0; first < count; first += kAhead) {
     const float* from[kAhead];
     TILE_UNROLL

@@ -214,6 +214,7 @@ TILE_FN void clear_unowned_rows(const abi::MlaDecodeParams& p, tile::Block block
   if (wave >= p.rows_q * p.nhead) return;  // fetching waves do not wait for what is owned
   const int64_t owned = clamp(p.qo_indptr[p.batch], 0, p.rows_q);
   const int64_t waves = int64_t{block.count()} * block.waves();
+  TILE_ROLLED
   for (int64_t unit = owned * p.nhead + wave; unit < p.rows_q * p.nhead; unit += waves) {
     const int64_t row = static_cast<uint32_t>(unit) / static_cast<uint32_t>(p.nhead),
                   head = unit - row * p.nhead;

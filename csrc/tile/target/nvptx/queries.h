@@ -33,10 +33,17 @@ struct Queries {
     for (int row = wave * kAtOnce + own; row < kRows; row += kAtOnce * waves) {
       uint4 chunks[kEach] = {};
       if (row < rows) {
-        const void* from = source(row);
+        const auto* from = static_cast<const Element*>(source(row)) + side * 8;
+        // one branch for all: what is rare lies behind what is executed
+        if (reinterpret_cast<uintptr_t>(from) % (8 * sizeof(Element)) == 0) [[likely]] {
 #pragma unroll
-        for (int i = 0; i < kEach; ++i)
-          if (i * kLanesEach + side < kChunks) chunks[i] = read(from, i * kLanesEach + side);
+          for (int i = 0; i < kEach; ++i)
+            if (i * kLanesEach + side < kChunks) chunks[i] = read(from + i * kLanesEach * 8);
+        } else {
+#pragma unroll
+          for (int i = 0; i < kEach; ++i)
+            if (i * kLanesEach + side < kChunks) chunks[i] = gather(from + i * kLanesEach * 8);
+        }
       }
       float scale = 1.0f;
       if constexpr (kScaled) {
@@ -59,23 +66,27 @@ struct Queries {
   }
 
  private:
-  /// Eight elements; of fp8 in the first two words.
-  static TILE_FN uint4 read(const void* row, int chunk) {
-    using Element = typename Storage<kType>::Type;
-    const Element* from = static_cast<const Element*>(row) + chunk * 8;
-    const bool aligned = reinterpret_cast<uintptr_t>(from) % (8 * sizeof(Element)) == 0;
+  using Element = typename Storage<kType>::Type;
+
+  /// Eight elements that lie aligned; of fp8 in the first two words.
+  static TILE_FN uint4 read(const Element* from) {
     if constexpr (kIsFp8<kType>) {
-      if (aligned) {
-        const uint2 words = *reinterpret_cast<const uint2*>(from);
-        return {words.x, words.y, 0, 0};
-      }
+      const uint2 words = *reinterpret_cast<const uint2*>(from);
+      return {words.x, words.y, 0, 0};
+    } else {
+      return *reinterpret_cast<const uint4*>(from);
+    }
+  }
+
+  /// Eight elements that lie anywhere.
+  static TILE_FN uint4 gather(const Element* from) {
+    if constexpr (kIsFp8<kType>) {
       const auto word = [&](int i) {
         return uint32_t{from[i]} | uint32_t{from[i + 1]} << 8 | uint32_t{from[i + 2]} << 16 |
                uint32_t{from[i + 3]} << 24;
       };
       return {word(0), word(4), 0, 0};
     } else {
-      if (aligned) return *reinterpret_cast<const uint4*>(from);
       const auto word = [&](int i) { return uint32_t{from[i]} | uint32_t{from[i + 1]} << 16; };
       return {word(0), word(2), word(4), word(6)};
     }

@@ -53,10 +53,18 @@ class Row {
 
   /// destination[i] = element i * scale, as bf16, fp16 or fp32.
   TILE_FN void store(void* destination, float scale, int count, abi::DType type) const {
+    if (type == abi::DType::fp32) {
+      auto* to = static_cast<float*>(destination) + lane();
 #pragma unroll
-    for (int i = 0; i < kEach; ++i)
-      if (i * kLanes + lane() < count)
-        nvptx::store_one(destination, i * kLanes + lane(), values_[i] * scale, type);
+      for (int i = 0; i < kEach; ++i)
+        if (i * kLanes + lane() < count) to[i * kLanes] = values_[i] * scale;
+    } else {
+      auto* to = static_cast<uint16_t*>(destination) + lane();
+#pragma unroll
+      for (int i = 0; i < kEach; ++i)
+        if (i * kLanes + lane() < count)
+          to[i * kLanes] = static_cast<uint16_t>(nvptx::pack_as(values_[i] * scale, 0, type));
+    }
   }
 
  private:

@@ -183,10 +183,16 @@ class SplitKeys {
       meet_all();
       if (group_ == turn) take_part(turn);
       meet_all();
-      if (group_ != turn) continue;
-      Output<Layout, kPart, kRows>::store(reinterpret_cast<Part&>(output_[turn * kPart]), ends(),
-                                          turn * kPart * 64, wave_);
     }
+    if (group_ >= kTurns) return;
+    // what runs once comes from DRAM: the code that writes is there once
+    Part part;
+#pragma unroll
+    for (int block = 0; block < kPart; ++block)
+#pragma unroll
+      for (int i = 0; i < kRows / 2; ++i)
+        part[block][i] = group_ == 0 ? output_[block][i] : output_[kBlocks - kPart + block][i];
+    Output<Layout, kPart, kRows>::store(part, ends(), group_ * kPart * 64, wave_);
   }
 
  private:

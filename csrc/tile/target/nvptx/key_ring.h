@@ -92,8 +92,15 @@ struct KeyRing {
     }
     __syncwarp();
     const uint64_t policy = l2_policy<kOnce>();
+    // rows at one distance from each other, as in a page: one lane asks for all
+    const uint64_t first = __shfl_sync(~0u, row, 0), step = __shfl_sync(~0u, row, 1) - first;
+    if (__all_sync(~0u, found == kAll && (lane() >= kShare || row == first + lane() * step))) {
+      copy_rows<kShare>(to, Keys::kPitch, first, step, Keys::kRowBytes, gate, policy);
+      cursor.advance<kSlots>();
+      return;
+    }
     const auto low = static_cast<uint32_t>(row), high = static_cast<uint32_t>(row >> 32);
-#pragma unroll 8
+#pragma unroll 2
     for (int n = 0; n < kShare; ++n) {
       const uint64_t from = uint64_t{__shfl_sync(~0u, high, n)} << 32 | __shfl_sync(~0u, low, n);
       copy(to + n * Keys::kPitch, from, Keys::kRowBytes, gate, (found >> n & 1) != 0, policy);

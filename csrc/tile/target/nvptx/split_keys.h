@@ -103,14 +103,13 @@ class SplitKeys {
     return {lookup(token < count ? token : 0), count};
   }
 
-  TILE_FN void fetch(const Tokens& tokens) {
-    if (fetches_ && own_count(tokens) > 0)
-      s_.rings[group_].fill(cursor_, wave_, tokens.key, own_count(tokens));
-  }
+  /// Nothing yet: a fetching wave brings a tile in where the others score it, so that its code is
+  /// there once. They wait for it, and it runs ahead of them.
+  TILE_FN void fetch(const Tokens&) {}
 
-  TILE_FN void score(Tokens& tokens, const Tokens& next) {
-    if (fetches_) return fetch(next);
+  TILE_FN void score(Tokens& tokens, const Tokens&) {
     if (own_count(tokens) == 0) return;
+    if (fetches_) return bring(tokens);
     Ring& ring = s_.rings[group_];
     ring.full[cursor_.slot].wait(cursor_.parity);
     tokens.lost = ring.any_missing(cursor_.slot);
@@ -197,6 +196,11 @@ class SplitKeys {
 
  private:
   using Part = float[kPart][kRows / 2];
+
+  /// The next tile's pages are looked up meanwhile.
+  TILE_FN void bring(const Tokens& tokens) {
+    s_.rings[group_].fill(cursor_, wave_, tokens.key, own_count(tokens));
+  }
 
   TILE_FN void meet_group() const { meet(1 + group_, kGroupThreads); }
   static TILE_FN void meet_all() { meet(kEverybody, kGroups * kGroupThreads); }

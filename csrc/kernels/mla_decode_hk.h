@@ -141,14 +141,19 @@ struct MlaDecodeHk {
     const int32_t head = r % p.nhead;
     auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
     const bool first = column == 0 && p.lse != nullptr;
+    // bytes from one split's partial to the next: an address is then one instruction
     const int64_t base = row * p.num_splits * p.nhead + head;
-    const float* partial_o = p.partial_o + base * Shape::kHeadDimV + column;
-    const float* partial_lse = p.partial_lse + base;
+    const uint32_t lse_step = static_cast<uint32_t>(p.nhead) * sizeof(float);
+    const uint32_t o_step = lse_step * Shape::kHeadDimV;
+    const auto* partial_o =
+        reinterpret_cast<const char*>(p.partial_o + base * Shape::kHeadDimV + column);
+    const auto* partial_lse = reinterpret_cast<const char*>(p.partial_lse + base);
     merge_partials<kColumns, kAhead>(
         {o + column, first ? p.lse + row * p.nhead + head : nullptr, p.o_dtype}, work.used,
         kColumns, [&](int32_t k) -> Partial {
-          const int32_t at = k * p.nhead;
-          return {partial_o + int64_t{at} * Shape::kHeadDimV, partial_lse + at};
+          const auto at = static_cast<uint32_t>(k);
+          return {reinterpret_cast<const float*>(partial_o + uint64_t{at} * o_step),
+                  reinterpret_cast<const float*>(partial_lse + uint64_t{at} * lse_step)};
         });
   }
 };

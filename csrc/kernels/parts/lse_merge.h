@@ -40,7 +40,8 @@ TILE_FN void merge_partials(const MergedRow& to, int32_t count, int32_t columns,
   for (int32_t first = 0; first < count; first += kAhead) {
     const float* from[kAhead];
     TILE_UNROLL
-    for (int i = 0; i < kAhead; ++i) from[i] = partial_at(first + i < count ? first + i : first).o;
+    for (int i = 0; i < kAhead; ++i)
+      from[i] = partial_at(first + i < count ? first + i : count - 1).o;
     const auto partials = sum.load(from, columns);
     // behind the first loads: what the rows weigh
     if (first == 0) best = tile::max_over(count, [&](int32_t k) { return *partial_at(k).lse; });

@@ -64,7 +64,7 @@ struct SparseMlaDecode {
     const float length = tile::max_over(cache.topk, [&](int32_t k) {
       return is_slot(cache, first[k]) ? static_cast<float>(k + 1) : 0.0f;
     });
-    return {first, cache.topk == 0 ? 0 : static_cast<int32_t>(length)};
+    return {first, cache.topk == 0 ? 0 : tile::broadcast(static_cast<int32_t>(length), 0)};
   }
 
   /// Key n of a tile: in the main cache, behind its list in the extra one. What lies past the end
@@ -155,7 +155,8 @@ struct SparseMlaDecode {
     if (keys.used == 1) return;
     if (tile::arrive(tile::reread(p).arrivals + tile_index, keys.used, block) != keys.used - 1)
       return;
-    // stage 2: the last arriver merges, a wave for each head
+    // stage 2: the last arriver merges, a wave that computes for each head
+    if (block.wave() >= block.waves()) return;
     for (int32_t r = block.wave(); r < rows; r += block.waves())
       merge_row(tile::reread(p), token, head + r, keys.used);
   }

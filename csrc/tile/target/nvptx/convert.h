@@ -40,4 +40,13 @@ TILE_FN void widen(uint32_t word, uint32_t& low, uint32_t& high) {
       : "r"(word));
 }
 
+/// The two fp16 of a word.
+TILE_FN float2 widen_half(uint32_t word) {
+  float2 two;
+  asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;\n}"
+      : "=f"(two.x), "=f"(two.y)
+      : "r"(word));
+  return two;
+}
+
 }  // namespace hipdecode::tile::nvptx

@@ -16,15 +16,23 @@ namespace nvptx {
 /// 16 bits then go to the matrix unit from where they lie, fp8 through registers and a third
 /// warpgroup scores them.
 template <class Shape>
-using TilesOfShape = std::conditional_t<
-    Shape::kRows * Shape::kHeadDimV <= 32 * 512, SplitKeys<Shape>,
-    std::conditional_t<kIsFp8<Shape::kKvDType>, SplitRoles<Shape>, SplitBoth<Shape>>>;
+struct TilesOfShape {
+  using Type = std::conditional_t<
+      Shape::kRows * Shape::kHeadDimV <= 32 * 512, SplitKeys<Shape>,
+      std::conditional_t<kIsFp8<Shape::kKvDType>, SplitRoles<Shape>, SplitBoth<Shape>>>;
+};
+/// Packed keys are 16 bits wide once they are there.
+template <class Shape>
+  requires kIsPacked<Shape>
+struct TilesOfShape<Shape> {
+  using Type = SplitBoth<Shape>;
+};
 
 }  // namespace nvptx
 
 template <class Shape, Schedule kSchedule>
-struct DecodeTiles : nvptx::TilesOfShape<Shape> {
-  using Base = nvptx::TilesOfShape<Shape>;
+struct DecodeTiles : nvptx::TilesOfShape<Shape>::Type {
+  using Base = typename nvptx::TilesOfShape<Shape>::Type;
   using Base::Base;
 };
 

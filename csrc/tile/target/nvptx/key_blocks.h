@@ -12,11 +12,14 @@ namespace hipdecode::tile::nvptx {
 /// Two slots of 64 keys of 16 bits as blocks for the matrix unit. They arrive two blocks at a time
 /// and leave by halves of the value columns, so that a slot fills up again while the rest of it is
 /// still read.
-template <class Layout>
+/// @tparam kStored waves store the keys, else lanes copy them
+template <class Layout, bool kStored = false>
 struct KeyBlocks {
   static constexpr int kSlots = 2, kFetchWaves = 4, kShare = Layout::kTokens / kFetchWaves;
   static constexpr int kPart = 2, kParts = (Layout::kBlocks + kPart - 1) / kPart;
   static constexpr int kHalf = Layout::kValueBlocks / 2;  // blocks
+
+  static constexpr int kArrivals = kFetchWaves * (kStored ? 1 : kLanes + 1);
 
   alignas(1024) unsigned char keys[kSlots][Layout::kBytes];
   alignas(8) uint16_t missing[kSlots][kFetchWaves];  // tokens that do not exist, a bit each
@@ -25,7 +28,7 @@ struct KeyBlocks {
   /// @param waves that release a half
   TILE_FN void open(int waves) {
     for (int slot = 0; slot < kSlots; ++slot) {
-      for (Gate& gate : full[slot]) gate.open(kFetchWaves * (kLanes + 1));
+      for (Gate& gate : full[slot]) gate.open(kArrivals);
       for (Gate& gate : empty[slot]) gate.open(waves);
     }
   }

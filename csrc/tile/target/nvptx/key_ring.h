@@ -17,9 +17,9 @@ TILE_FN int fetching_wave(int compute_waves) {
 
 /// A tile's tokens. Fetching waves know a token's key each, the others find out from what was
 /// fetched which are missing.
-template <class Element>
+template <class Key>
 struct FetchedTokens {
-  KeyRef<Element> key;
+  Key key;
   int count;
   bool lost = false;  // some of those that the asking warpgroup has, by score()
 

@@ -147,6 +147,44 @@ TILE_FN void copy_chunk(uint32_t destination, uint64_t source, bool wanted) {
                : "memory");
 }
 
+/// Reads of global memory that stay where the program has them; zero where they are not `wanted`.
+TILE_FN uint4 read_chunk(uint64_t source, bool wanted) {
+  uint4 words;
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\n"
+      "mov.b32 %2, 0;\nmov.b32 %3, 0;\n"
+      "@p ld.global.L1::no_allocate.L2::128B.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
+      : "=&r"(words.x), "=&r"(words.y), "=&r"(words.z), "=&r"(words.w)
+      : "l"(source), "r"(static_cast<uint32_t>(wanted))
+      : "memory");
+  return words;
+}
+TILE_FN uint32_t read_word(uint64_t source, bool wanted) {
+  uint32_t word;
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\nmov.b32 %0, 0;\n@p ld.global.b32 %0, [%1];\n}"
+      : "=&r"(word)
+      : "l"(source), "r"(static_cast<uint32_t>(wanted))
+      : "memory");
+  return word;
+}
+TILE_FN uint32_t read_half(uint64_t source, bool wanted) {
+  uint32_t word;
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\nmov.b32 %0, 0;\n@p ld.global.u16 %0, [%1];\n}"
+      : "=&r"(word)
+      : "l"(source), "r"(static_cast<uint32_t>(wanted))
+      : "memory");
+  return word;
+}
+
+/// A chunk of 16 bytes to shared memory.
+TILE_FN void store_chunk(uint32_t to, const uint4& words) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words.x), "r"(words.y),
+               "r"(words.z), "r"(words.w)
+               : "memory");
+}
+
 /// The L2 starts to read `bytes` of global memory.
 TILE_FN void prefetch(uint64_t source, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");

@@ -26,7 +26,14 @@ struct RowEnds {
     const RowTarget to = target(row);
     o[row] = reinterpret_cast<uint64_t>(to.o);
     type = to.type;  // the same for all
-    if (to.o != nullptr && to.lse != nullptr) *to.lse = row_lse(base, sum, log2(sum));
+    if (to.o == nullptr) return;
+    const float log2_sum = log2(sum);
+    if (to.lse != nullptr) *to.lse = row_lse(base, sum, log2_sum);
+    if (to.sink == -kInfinity || sum == 0) return;
+    const float share =
+        share_beside(to.sink, base + log2_sum, [](float x) { return exp2(x); });
+#pragma unroll
+    for (auto& of_group : scale) of_group[row] *= share;
   }
 };
 

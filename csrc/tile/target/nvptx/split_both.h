@@ -6,6 +6,7 @@
 #include "../../concepts.h"
 #include "key_blocks.h"
 #include "output.h"
+#include "packed_fetch.h"
 #include "queries.h"
 #include "row_pair.h"
 
@@ -24,9 +25,11 @@ class SplitBoth {
 
  private:
   static constexpr int kGroups = 2, kGroupWaves = 4, kGroupThreads = kGroupWaves * kLanes;
-  using Layout = SwizzledKeys<Shape::kHeadDimQk, Shape::kHeadDimV, Shape::kKvDType>;
+  using Keys = SwizzledSource<Shape>;
+  using Layout = typename Keys::Layout;
   using Q = Queries<Layout, Shape::kHeadDimQk, Shape::kQDType, kRows>;
-  using Slots = KeyBlocks<Layout>;
+  using Fetcher = typename Keys::Fetcher;
+  using Slots = typename Fetcher::Blocks;
   using Rows = RowPair<Layout::kOperand>;
   static constexpr int kOwnTokens = Layout::kTokens, kColumns = Shape::kHeadDimV / kGroups;
   static_assert(kRows == 64 && kColumns == 256);
@@ -34,7 +37,8 @@ class SplitBoth {
  public:
   struct Shared {
     static constexpr int kComputeWaves = kGroups * kGroupWaves;
-    static constexpr int kComputeRegisters = 224, kFetchRegisters = 56;
+    static constexpr int kComputeRegisters = Keys::kComputeRegisters;
+    static constexpr int kFetchRegisters = Keys::kFetchRegisters;
     Slots slots;
     alignas(1024) unsigned char queries[Q::kBytes];
     RowEnds<kRows> ends;
@@ -43,7 +47,7 @@ class SplitBoth {
     Gate weighed[kGroups];
   };
 
-  using Tokens = FetchedTokens<KvElement>;
+  using Tokens = FetchedTokens<typename Keys::Key>;
 
   TILE_FN SplitBoth(Shared& shared, Block block)
       : s_(shared),
@@ -89,9 +93,10 @@ class SplitBoth {
     begin_products();
 #pragma unroll
     for (int block = 0; block < Layout::kBlocks; ++block) {
-      // copies that a gate has counted are there for the matrix unit, too: no fence
-      if (block % Slots::kPart == 0)
+      if (block % Slots::kPart == 0) {
         s_.slots.full[group_][block / Slots::kPart].wait(phase(group_));
+        if constexpr (Keys::kReaderFences) publish_operand();
+      }
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         const int at = block * kBlockBytes + step * 32;
@@ -231,20 +236,19 @@ class SplitBoth {
 #pragma unroll
     for (int i = 0; i < kWords / 2; ++i)
       words[i] = pack<Layout::kOperand>(scores_[2 * i], scores_[2 * i + 1]);
-    const int row = 16 * wave_ + lane() % 16;
-    const uint32_t to = weights_of(group_);
+    const int lane = fresh_lane();
+    const uint32_t to = weights_of(group_) + swizzled(16 * wave_ + lane % 16, lane / 16);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      store_matrices(to + swizzled(row, 2 * i + lane() / 16),
-                     reinterpret_cast<const uint32_t (&)[4]>(words[4 * i]));
-    if (raised && lane() % 4 == 0) {
+      store_matrices(to ^ i * 32, reinterpret_cast<const uint32_t (&)[4]>(words[4 * i]));
+    if (raised && lane % 4 == 0) {
       s_.tops[own_row()] = rows_.top(0);
       s_.tops[own_row() + 8] = rows_.top(1);
     }
-    if (lane() == 0) s_.raised[group_][wave_] = raised;
+    if (lane == 0) s_.raised[group_][wave_] = raised;
     publish_operand();
     __syncwarp();
-    if (lane() == 0) s_.weighed[group_].arrive();
+    if (lane == 0) s_.weighed[group_].arrive();
   }
 
   /// Waits for the other warpgroup's weights of slot `slot` and goes by its maxima.
@@ -344,7 +348,7 @@ class SplitBoth {
   int group_, wave_;
   int query_rows_ = 0;
   uint32_t phases_ = 0;  // of the slots, a bit each
-  KeyFetcher<Layout> fetcher_;
+  Fetcher fetcher_;
   Rows rows_;
   float scores_[kWords], output_[kColumns / 2];
 };

@@ -61,7 +61,7 @@ class SplitKeys {
     float bases[kGroups][kRows], unscale[kRows];
   };
 
-  using Tokens = FetchedTokens<KvElement>;
+  using Tokens = FetchedTokens<KeyRef<KvElement>>;
 
   TILE_FN SplitKeys(Shared& shared, Block block)
       : s_(shared), fetches_(block.role() == Role::fetch) {

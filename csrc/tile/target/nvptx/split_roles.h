@@ -58,7 +58,7 @@ class SplitRoles {
     Gate scored, taken;
   };
 
-  using Tokens = FetchedTokens<KvElement>;
+  using Tokens = FetchedTokens<KeyRef<KvElement>>;
 
   TILE_FN SplitRoles(Shared& shared, Block block) : s_(shared), role_(block.role()) {
     const int wave = role_ == Role::compute ? block.wave() : fetching_wave(0);
@@ -174,13 +174,6 @@ class SplitRoles {
         : "r"(static_cast<uint32_t>(own)), "n"(kValueThreads)
         : "memory");
     return any != 0;
-  }
-
-  /// The lane, to compute with here and now: what is rarely needed is not kept in registers.
-  static TILE_FN int fresh_lane() {
-    int lane;
-    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-    return lane;
   }
 
   /// Where the products of value v are: of two tokens or columns, the second two words further on.

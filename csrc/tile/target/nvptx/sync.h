@@ -11,6 +11,15 @@ namespace hipdecode::tile {
 /// The lane of the caller in its wave.
 TILE_FN int32_t lane() { return static_cast<int32_t>(threadIdx.x) % kLanes; }
 
+namespace nvptx {
+/// The lane, to compute with here and now: what follows from it is not kept in registers.
+TILE_FN int32_t fresh_lane() {
+  int32_t lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+}  // namespace nvptx
+
 /// Lanes of a wave.
 constexpr int32_t lanes() { return kLanes; }
 

@@ -60,7 +60,8 @@ struct SparseMlaDecode {
     const int32_t* first = cache.indices + int64_t{token} * cache.topk;
     if (cache.lengths != nullptr)
       return {first, clamp32(cache.lengths[token / cache.tokens_per_length], 0, cache.topk)};
-    // a row that ends in entries which are no slots is as long as if the caller had said so
+    // a row that ends in entries which are no slots is as long as if the caller had said so;
+    // broadcast, so that a compiler knows the length to be the same in all lanes
     const float length = tile::max_over(cache.topk, [&](int32_t k) {
       return is_slot(cache, first[k]) ? static_cast<float>(k + 1) : 0.0f;
     });

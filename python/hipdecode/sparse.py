@@ -25,7 +25,8 @@ from .sparse_cache import FORMATS, FP8_MAX, V4, CacheFormat, format_of
 from .workspace import Workspace, split_scratch
 
 GROUP_ROWS = 128
-"""Heads that one thread group works on together."""
+"""Heads that one thread group works on together, at most."""
+_GROUP_ROWS_OF = {"sm_90": 64}
 MIN_SPLIT_KEYS = 64
 MAX_SPLITS = 32
 MERGE_KEYS = 16
@@ -143,7 +144,9 @@ def sparse_mla_decode(
 
 
 @lru_cache(maxsize=8192)
-def sparse_splits(*, tokens: int, nhead: int, compute_units: int, max_keys: int) -> int:
+def sparse_splits(
+    *, tokens: int, nhead: int, compute_units: int, max_keys: int, group_rows: int = GROUP_ROWS
+) -> int:
     """The number of pieces that each token's keys are cut into, from host integers alone.
 
     The one with the least work on the busiest compute unit: whole rounds of blocks times the keys
@@ -154,8 +157,9 @@ def sparse_splits(*, tokens: int, nhead: int, compute_units: int, max_keys: int)
         nhead: query heads.
         compute_units: workers.
         max_keys: keys of a token at most.
+        group_rows: heads that one thread group works on together, at most.
     """
-    groups = max(tokens * -(-nhead // GROUP_ROWS), 1)
+    groups = max(tokens * -(-nhead // group_rows), 1)
     most = max(1, min(MAX_SPLITS, -(-max_keys // MIN_SPLIT_KEYS)))
 
     def cost(splits: int) -> int:
@@ -252,7 +256,11 @@ def _prepare(*facts: object) -> tuple[bool, bool, int]:
     splits = call.num_splits
     if splits is None:
         splits = sparse_splits(
-            tokens=call.tokens, nhead=call.nhead, compute_units=units, max_keys=call.max_keys
+            tokens=call.tokens,
+            nhead=call.nhead,
+            compute_units=units,
+            max_keys=call.max_keys,
+            group_rows=_GROUP_ROWS_OF.get(family, GROUP_ROWS),
         )
     return main == _FNUZ, extra == _FNUZ, splits
 

@@ -30,8 +30,7 @@ struct RowEnds {
     const float log2_sum = log2(sum);
     if (to.lse != nullptr) *to.lse = row_lse(base, sum, log2_sum);
     if (to.sink == -kInfinity || sum == 0) return;
-    const float share =
-        share_beside(to.sink, base + log2_sum, [](float x) { return exp2(x); });
+    const float share = share_beside(to.sink, base + log2_sum, [](float x) { return exp2(x); });
 #pragma unroll
     for (auto& of_group : scale) of_group[row] *= share;
   }

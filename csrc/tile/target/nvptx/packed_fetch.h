@@ -65,11 +65,8 @@ class PackedFetcher {
   // of 4 tokens.
   static constexpr int kLatentBlocks = Format::kLatent / 64;
   static constexpr int kLatentUnits = 2 * kLatentBlocks, kKeyUnits = kLatentUnits + kShare / 4;
-#ifndef AHEAD
-#define AHEAD 7
-#endif
-  static constexpr int kAhead = AHEAD;
-  // units come round in a ring of kAhead, and so do slots: some of the last units may be nothing
+  static constexpr int kAhead = 7;  // loads under way: as many as there are registers for
+  // a slot's units go round a ring of kAhead whole: the last may be nothing
   static constexpr int kUnits = (kKeyUnits + kAhead - 1) / kAhead * kAhead;
   static_assert(kShare == 16 && kKeyUnits - kAhead > 0 && Layout::kBlocks == kLatentBlocks + 1);
   static_assert(Format::kLatent % 64 == 0 && Format::kRopeOffset % 16 == 0);
@@ -119,8 +116,8 @@ class PackedFetcher {
     const uint32_t to = shared_address(b_.keys[slot]) + block * kBlockBytes;
     const uint4 held = held_[unit % kAhead];
     if (unit < kLatentUnits) {
-      const uint32_t even = to + swizzled(wave_ * kShare + lane() / 4, lane() % 4 * 2) +
-                            unit % 2 * (8 * 128);
+      const uint32_t even =
+          to + swizzled(wave_ * kShare + lane() / 4, lane() % 4 * 2) + unit % 2 * (8 * 128);
       const float scale = scale_of(unit % 2, block);
       store_chunk(even, scaled(held.x, held.y, scale));
       store_chunk(even ^ 16, scaled(held.z, held.w, scale));
@@ -167,9 +164,9 @@ class PackedFetcher {
   }
 
   Blocks& b_;
-  int wave_, count_ = 0;              // of tokens whose units are at hand
-  uint64_t row_ = 0, apart_ = 0;      // of the token that the lane knows; 0: none
-  uint64_t from_[2] = {};             // of the lane's tokens in the slot that is aimed at
+  int wave_, count_ = 0;          // of tokens whose units are at hand
+  uint64_t row_ = 0, apart_ = 0;  // of the token that the lane knows; 0: none
+  uint64_t from_[2] = {};         // of the lane's tokens in the slot that is aimed at
   int aimed_ = 0;
   uint32_t phases_ = 0, lost_ = 0, scales_[2] = {}, next_scales_[2] = {};
   uint4 held_[kAhead] = {};

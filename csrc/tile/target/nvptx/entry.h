@@ -65,11 +65,30 @@ concept HasRoles = requires { Shared::kComputeWaves; };
 template <class Shared>
 concept HasScoreRole = HasRoles<Shared> && requires { Shared::kScoreWaves; };
 
+/// Registers of a thread when a block starts: roles hand them to each other, there are no more.
+template <class Kernel>
+constexpr int registers_at_entry() {
+  return 65536 / (Kernel::kWaves * kLanes) / 8 * 8;
+}
+/// What the roles take, of one thread of each wave.
+template <class Kernel>
+constexpr int registers_of_roles() {
+  using Shared = typename Kernel::Shared;
+  if constexpr (HasScoreRole<Shared>)
+    return Shared::kComputeWaves * Shared::kComputeRegisters +
+           Shared::kScoreWaves * Shared::kScoreRegisters +
+           (Kernel::kWaves - Shared::kComputeWaves - Shared::kScoreWaves) * Shared::kFetchRegisters;
+  else if constexpr (HasRoles<Shared>)
+    return Shared::kComputeWaves * Shared::kComputeRegisters +
+           (Kernel::kWaves - Shared::kComputeWaves) * Shared::kFetchRegisters;
+  else
+    return 0;
+}
+
 /// One branch of run(), with the registers that a thread has there.
 template <class Kernel, int kRegisters, Role kRole>
 TILE_FN void run_as(const typename Kernel::Params& params, typename Kernel::Shared& shared) {
-  constexpr int kAtEntry = 65536 / (Kernel::kWaves * kLanes) / 8 * 8;
-  if constexpr (kRegisters < kAtEntry)
+  if constexpr (kRegisters < registers_at_entry<Kernel>())
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
   else
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
@@ -80,6 +99,8 @@ TILE_FN void run_as(const typename Kernel::Params& params, typename Kernel::Shar
 template <class Kernel>
 TILE_FN void run(const typename Kernel::Params& params, typename Kernel::Shared& shared) {
   using Shared = typename Kernel::Shared;
+  static_assert(registers_of_roles<Kernel>() <= registers_at_entry<Kernel>() * Kernel::kWaves,
+                "a role would wait for registers that the block does not have");
   if constexpr (HasScoreRole<Shared>) {
     if (threadIdx.x >= (Shared::kComputeWaves + Shared::kScoreWaves) * kLanes)
       run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared);

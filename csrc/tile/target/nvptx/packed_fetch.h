@@ -65,7 +65,8 @@ class PackedFetcher {
   // of 4 tokens.
   static constexpr int kLatentBlocks = Format::kLatent / 64;
   static constexpr int kLatentUnits = 2 * kLatentBlocks, kKeyUnits = kLatentUnits + kShare / 4;
-  static constexpr int kAhead = 7;  // loads under way: as many as there are registers for
+  static constexpr int kAhead =
+      kApart ? 5 : 6;  // loads under way: as many as there are registers for
   // a slot's units go round a ring of kAhead whole: the last may be nothing
   static constexpr int kUnits = (kKeyUnits + kAhead - 1) / kAhead * kAhead;
   static_assert(kShare == 16 && kKeyUnits - kAhead > 0 && Layout::kBlocks == kLatentBlocks + 1);
@@ -191,7 +192,7 @@ struct SwizzledSource<Shape> {
   using Fetcher = PackedFetcher<Layout, Shape::kFormat>;
   using Key = PackedKeyRef<Shape::kFormat>;
   static constexpr bool kReaderFences = true;
-  static constexpr int kComputeRegisters = 216, kFetchRegisters = 80;
+  static constexpr int kComputeRegisters = 216, kFetchRegisters = 72;
 };
 
 }  // namespace hipdecode::tile::nvptx

@@ -116,3 +116,22 @@ def test_models_are_supported_on_every_family(name: str) -> None:
 def test_find_model_lists_names_when_unknown() -> None:
     with pytest.raises(BadArgument, match=r"model: expected one of deepseek-v2-lite, .*got gpt"):
         find_model("gpt")
+
+
+def test_route_command_explains_the_splits_of_sparse_decode() -> None:
+    lines = run("--op sparse_mla_decode --target gfx950 --nhead 64 --batch 2 --q-len 2")
+    assert lines[0] == "11 splits"
+    text = "\n".join(lines)
+    assert (
+        "sparse_splits, the rule, says 11, since configs/tuned/gfx950/sparse_mla_decode.csv" in text
+    )
+    assert "no rows near v32 nhead 64, 256 compute units" in text
+    assert "11 per token (256 compute units)" in text
+
+
+def test_route_command_prints_json_of_sparse_decode() -> None:
+    arguments = "--op sparse_mla_decode --format v4 --target sm_90 --batch 3 --num-splits 4 --json"
+    facts = json.loads("\n".join(run(arguments)))
+    assert facts["shape"]["tokens"] == 3
+    assert facts["num_splits"] == 4
+    assert facts["reason"] == "split count given by the caller"

@@ -25,7 +25,7 @@ from hipdecode.dispatch import (
 )
 from hipdecode.errors import BadArgument, TableError, UnsupportedShape
 from hipdecode.support import DTYPE_PAIRS, HEAD_DIMS
-from hipdecode.tables import COLUMNS
+from hipdecode.table_files import MLA_DECODE
 
 SEED = DecodeShape(
     family="gfx950",
@@ -149,7 +149,9 @@ def test_route_is_not_changed_by_the_environment(shape: DecodeShape) -> None:
 
 def test_route_reads_tables_of_the_override_folder(tables: Path) -> None:
     row = "fp8_e4m3fn,fp8_e4m3fn,32,4,1,1,,0,,hk,3,,,,,,,,"
-    (tables / "gfx950" / "mla_decode.csv").write_text(",".join(COLUMNS) + "\n" + row + "\n")
+    (tables / "gfx950" / "mla_decode.csv").write_text(
+        ",".join(MLA_DECODE.columns) + "\n" + row + "\n"
+    )
     route = route_of(batch=300, kv_len=10**6)
     assert (route.route, route.num_splits) == ("hk", 3)
     assert route.source == f"{tables / 'gfx950' / 'mla_decode.csv'}:2"
@@ -220,7 +222,7 @@ def test_forced_hk_takes_the_splits_of_its_row(tables: Path) -> None:
     key = "fp8_e4m3fn,fp8_e4m3fn,32,4,1"
     rows = [f"{key},1,,0,2049,hk,4,,,,,,,,", f"{key},1,,2049,,persistent,plan,,,,,,,,"]
     table = tables / "gfx950" / "mla_decode.csv"
-    table.write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    table.write_text("\n".join([",".join(MLA_DECODE.columns), *rows]) + "\n")
     assert route_of(kv_len=2048).num_splits == 4
     assert route_of(kv_len=2048, route="hk").num_splits == 4
     assert route_of(kv_len=8192, route="hk").num_splits == 32  # by the rule

@@ -14,18 +14,10 @@ from hypothesis import strategies as st
 
 from hipdecode.dispatch import FAMILIES, load_table
 from hipdecode.errors import TableError
-from hipdecode.tables import (
-    COLUMNS,
-    Flaw,
-    Rect,
-    Row,
-    Table,
-    TableKey,
-    find_flaw,
-    parse_table,
-    read_table,
-)
+from hipdecode.table_files import MLA_DECODE, parse_table, read_table
+from hipdecode.tables import Flaw, Rect, Row, Table, TableKey, find_flaw
 
+COLUMNS = MLA_DECODE.columns
 KEY = TableKey("bf16", "bf16", 16, 1, 1)
 HEADER = ",".join(COLUMNS)
 PLANE = Rect(1, math.inf, 0, math.inf)
@@ -138,7 +130,7 @@ def row_text(**cells: str) -> str:
 
 
 def test_reader_accepts_comments_and_counts_their_lines() -> None:
-    table = parse_table(f"# why\n\n{HEADER}\n{row_text()}\n", label="t.csv")
+    table = parse_table(f"# why\n\n{HEADER}\n{row_text()}\n", MLA_DECODE, label="t.csv")
     assert table.find(KEY, 1, 0).line == 4
     assert table.rows_by_key[KEY][0].rect == PLANE
 
@@ -172,12 +164,12 @@ ORIGIN = {"machine": "here", "date": "2026-11-21", "source": "test"}
 )
 def test_reader_names_file_line_and_cell(cells: dict[str, str], complaint: str) -> None:
     with pytest.raises(TableError) as error:
-        parse_table(f"{HEADER}\n{row_text(**cells)}\n", label="t.csv")
+        parse_table(f"{HEADER}\n{row_text(**cells)}\n", MLA_DECODE, label="t.csv")
     assert str(error.value).startswith(f"t.csv:2: {complaint}")
 
 
 def test_reader_accepts_complete_evidence() -> None:
-    table = parse_table(f"{HEADER}\n{row_text(**ORIGIN, **TIMES)}\n", label="t.csv")
+    table = parse_table(f"{HEADER}\n{row_text(**ORIGIN, **TIMES)}\n", MLA_DECODE, label="t.csv")
     assert table.find(KEY, 3, 3).gain_pct == 10.0
 
 
@@ -195,19 +187,19 @@ def test_reader_accepts_complete_evidence() -> None:
 )
 def test_reader_names_the_point_when_rows_do_not_tile(lines: list[str], complaint: str) -> None:
     with pytest.raises(TableError, match=complaint):
-        parse_table("\n".join([HEADER, *lines]), label="t.csv")
+        parse_table("\n".join([HEADER, *lines]), MLA_DECODE, label="t.csv")
 
 
 def test_reader_names_the_file_when_it_is_missing_or_without_header(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"none\.csv: expected a readable table"):
-        read_table(tmp_path / "none.csv")
+        read_table(tmp_path / "none.csv", MLA_DECODE)
     with pytest.raises(TableError, match=r"t\.csv:1: expected a header, got an empty file"):
-        parse_table("", label="t.csv")
+        parse_table("", MLA_DECODE, label="t.csv")
     with pytest.raises(TableError, match=r"t\.csv:2: expected the header q_dtype,.*got a,b"):
-        parse_table("# c\na,b\n", label="t.csv")
+        parse_table("# c\na,b\n", MLA_DECODE, label="t.csv")
 
 
-def whole_plane(key: TableKey) -> Row:
+def whole_plane(key: TableKey) -> Row[TableKey]:
     return Row(key, PLANE, "persistent", "plan")
 
 

@@ -19,7 +19,8 @@ from hipdecode import settings as package_settings
 from hipdecode import target as targets
 from hipdecode.cli import tune
 from hipdecode.errors import TableError
-from hipdecode.tables import Rect, Table, TableKey, parse_table, read_table
+from hipdecode.table_files import MLA_DECODE, parse_table, read_table
+from hipdecode.tables import Rect, Table, TableKey
 from hipdecode.testing import tune_run
 from hipdecode.testing.bench_report import Checked, Oracle
 from hipdecode.testing.timing import HostClock
@@ -59,7 +60,7 @@ def timed(point: Point, us: dict[Choice, float], noise_pct: float = 3.0) -> Meas
 
 def table_of(taken: list[Measurement]) -> Table:
     rows = rows_from_grid(taken, machine="a machine, with a comma", date="2026-11-21")
-    return parse_table(format_table(rows, comments=["why"]), label="t.csv")
+    return parse_table(format_table(rows, MLA_DECODE, comments=["why"]), MLA_DECODE, label="t.csv")
 
 
 @st.composite
@@ -242,12 +243,17 @@ def test_unmeasured_points_follow_and_are_no_evidence() -> None:
 
 def test_sweep_retries_points_that_were_disturbed(tmp_path: Path) -> None:
     points, results = grid([KEY], [1], [64, 512]), tmp_path / "r.csv"
-    sweep(points, lambda p, _: replace(measured(p, 0.5), rounds=9 * (p.kv_len > 64)), results)
+    sweep(
+        points,
+        lambda p, _: replace(measured(p, 0.5), rounds=9 * (p.kv_len > 64)),
+        results,
+        schema=MLA_DECODE,
+    )
     seen: list[tuple[Point, int]] = []
-    taken = sweep(points, counting(crossover, seen), results)
+    taken = sweep(points, counting(crossover, seen), results, schema=MLA_DECODE)
     assert seen == [(points[0], 1)]
     assert [one.rounds for one in taken] == [9, 9]
-    assert [one.rounds for one in read_results(results)] == [9, 9]
+    assert [one.rounds for one in read_results(results, MLA_DECODE)] == [9, 9]
 
 
 def counting(clock: Callable[[Point], float], seen: list[tuple[Point, int]], stop_after: int = 99):
@@ -264,16 +270,16 @@ def test_sweep_resumes_where_it_was_interrupted(tmp_path: Path) -> None:
     points, results = grid([KEY, OTHER_KEY], [1, 8], [64, 512]), tmp_path / "deep" / "r.csv"
     first: list[tuple[Point, int]] = []
     with pytest.raises(KeyboardInterrupt):
-        sweep(points, counting(crossover, first, stop_after=5), results)
-    assert [taken.point for taken in read_results(results)] == list(points[:5])
+        sweep(points, counting(crossover, first, stop_after=5), results, schema=MLA_DECODE)
+    assert [taken.point for taken in read_results(results, MLA_DECODE)] == list(points[:5])
     with results.open("a") as file:
         # The machine died while it wrote: one of two choices of a point, and a part of a line.
         file.write(line_of(points[5], results) + "\nbf16,bf16,12")
-    kept = read_results(results)
+    kept = read_results(results, MLA_DECODE)
     assert [one.point for one in kept] == list(points[:5])
     second: list[tuple[Point, int]] = []
     done: list[Measurement] = []
-    taken = sweep(points, counting(crossover, second), results, done=done.append)
+    taken = sweep(points, counting(crossover, second), results, schema=MLA_DECODE, done=done.append)
     assert taken[:5] == kept
     assert second == [(points[5], 3), (points[6], 2), (points[7], 1)]
     assert done == taken
@@ -314,7 +320,7 @@ def test_tune_command_writes_a_proven_table_and_keeps_other_keys(
             arguments = [*key, "--q-len", "1", *common]
             ran = CliRunner().invoke(tune.command, arguments, catch_exceptions=False)
             assert ran.exit_code == 0, ran.output
-    rows = read_table(table).rows_by_key
+    rows = read_table(table, MLA_DECODE).rows_by_key
     assert {(key.kv_dtype, key.nhead) for key in rows} == {
         ("bf16", 16),
         ("fp8_e4m3fn", 16),

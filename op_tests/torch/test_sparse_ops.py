@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hipdecode
-from hipdecode import registry, sparse
+from hipdecode import registry, sparse, sparse_route
 from hipdecode import target as targets
 from hipdecode.errors import BadArgument, UnsupportedShape, WorkspaceError
 from hipdecode.sparse_cache import V4, V32, CacheFormat
@@ -229,12 +229,14 @@ def test_sparse_mla_decode_lists_the_flavours_it_has(inputs: SparseInputs) -> No
 def test_sparse_splits_leave_no_compute_unit_idle_that_pays(
     tokens: int, nhead: int, units: int, keys: int, splits: int
 ) -> None:
-    got = sparse.sparse_splits(tokens=tokens, nhead=nhead, compute_units=units, max_keys=keys)
+    got = sparse_route.sparse_splits(tokens=tokens, nhead=nhead, compute_units=units, max_keys=keys)
     assert got == splits
 
 
 def test_sparse_splits_never_make_pieces_that_are_less_than_the_least() -> None:
     for tokens, units, keys in itertools.product((1, 7, 130), (2, 80, 256), range(0, 3000, 61)):
-        splits = sparse.sparse_splits(tokens=tokens, nhead=64, compute_units=units, max_keys=keys)
-        assert 1 <= splits <= sparse.MAX_SPLITS
-        assert splits == 1 or keys > (splits - 1) * sparse.MIN_SPLIT_KEYS
+        splits = sparse_route.sparse_splits(
+            tokens=tokens, nhead=64, compute_units=units, max_keys=keys
+        )
+        assert 1 <= splits <= sparse_route.MAX_SPLITS
+        assert splits == 1 or keys > (splits - 1) * sparse_route.MIN_SPLIT_KEYS

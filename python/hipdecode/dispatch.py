@@ -16,7 +16,8 @@ from functools import cache, lru_cache
 from . import paths, settings
 from .errors import BadArgument
 from .support import check_supported
-from .tables import ROUTES, Row, Table, TableKey, gain_pct, read_table
+from .table_files import MLA_DECODE, Schema, read_table
+from .tables import ROUTES, K, Row, Table, TableKey, gain_pct
 
 logger = logging.getLogger("hipdecode.dispatch")
 
@@ -156,7 +157,7 @@ def clear_route_cache() -> None:
 
 
 @lru_cache(maxsize=len(FAMILIES))
-def load_table(family: str) -> Table:
+def load_table(family: str) -> Table[TableKey]:
     """Read the table of a family, once.
 
     Args:
@@ -168,10 +169,16 @@ def load_table(family: str) -> Table:
     Raises:
         TableError: the file is missing or broken.
     """
-    name = f"{family}/mla_decode.csv"
+    return table_of(family, "mla_decode", MLA_DECODE)
+
+
+def table_of(family: str, op: str, schema: Schema[K]) -> Table[K]:
+    """Read the table of a family and an operator."""
+    name = f"{family}/{op}.csv"
     folder = paths.tables_dir()
     shipped = folder == paths.configs_dir() / "tuned"
-    return read_table(folder / name, label=f"configs/tuned/{name}" if shipped else None)
+    label = f"configs/tuned/{name}" if shipped else None
+    return read_table(folder / name, schema, label=label)
 
 
 def auto_splits(
@@ -205,12 +212,12 @@ def _asked(shape: DecodeShape) -> Route:
     return _answer(shape, route, "route given by the caller", splits=_hk_splits(shape, row))
 
 
-def _nearest_row(shape: DecodeShape, table: Table, kv_len: int) -> Row | None:
+def _nearest_row(shape: DecodeShape, table: Table[TableKey], kv_len: int) -> Row[TableKey] | None:
     key = table.nearest_key(table_key(shape))
     return table.find(key, shape.batch, kv_len) if key else None
 
 
-def _hk_splits(shape: DecodeShape, row: Row | None) -> int:
+def _hk_splits(shape: DecodeShape, row: Row[TableKey] | None) -> int:
     """The number that the row names, else that of the rule."""
     if row and isinstance(row.num_splits, int):
         return row.num_splits
@@ -218,7 +225,7 @@ def _hk_splits(shape: DecodeShape, row: Row | None) -> int:
     return auto_splits(family=shape.family, **sizes, kv_len=shape.kv_len or 0)
 
 
-def _by_row(shape: DecodeShape, table: Table, row: Row) -> Route:
+def _by_row(shape: DecodeShape, table: Table[TableKey], row: Row[TableKey]) -> Route:
     source = f"{table.label}:{row.line}"
     rect = row.rect
     where = (
@@ -258,7 +265,7 @@ def _answer(
     reason: str,
     *,
     splits: int | None = None,
-    row: Row | None = None,
+    row: Row[TableKey] | None = None,
     source: str = "",
     evidence: str = "",
 ) -> Route:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -22,15 +21,9 @@ from .arguments import (
 from .errors import BadArgument, UnsupportedShape
 from .registry import LEAST_ROWS, wanted_rows
 from .sparse_cache import FORMATS, FP8_MAX, V4, CacheFormat, format_of
+from .sparse_route import SparseShape, route_sparse_mla_decode
 from .workspace import Workspace, split_scratch
 
-GROUP_ROWS = 128
-"""Heads that one thread group works on together, at most."""
-_GROUP_ROWS_OF = {"sm_90": 64}
-MIN_SPLIT_KEYS = 64
-MAX_SPLITS = 32
-MERGE_KEYS = 16
-"""What writing and merging one more partial result costs, in keys of the same heads."""
 _FN, _FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 _FNUZ_FAMILY = "gfx942"
 
@@ -94,7 +87,7 @@ def sparse_mla_decode(
         out: [tokens, nhead, 512] bf16 or fp16, written in place, strides honoured.
         return_lse: also return the log-sum-exp of the scores, without the sink.
         lse: [tokens, nhead] fp32 to write it to.
-        num_splits: pieces of a token's keys, instead of the rule's choice.
+        num_splits: pieces of a token's keys, instead of those of the tables and the rule.
         workspace: scratch; by default this thread's own.
 
     Returns:
@@ -141,33 +134,6 @@ def sparse_mla_decode(
         check_choices(None, None, workspace)
         raise
     return (out, lse) if return_lse and lse is not None else out
-
-
-@lru_cache(maxsize=8192)
-def sparse_splits(
-    *, tokens: int, nhead: int, compute_units: int, max_keys: int, group_rows: int = GROUP_ROWS
-) -> int:
-    """The number of pieces that each token's keys are cut into, from host integers alone.
-
-    The one with the least work on the busiest compute unit: whole rounds of blocks times the keys
-    of a piece, and what merging costs. Of equal ones the least.
-
-    Args:
-        tokens: rows of q.
-        nhead: query heads.
-        compute_units: workers.
-        max_keys: keys of a token at most.
-        group_rows: heads that one thread group works on together, at most.
-    """
-    groups = max(tokens * -(-nhead // group_rows), 1)
-    most = max(1, min(MAX_SPLITS, -(-max_keys // MIN_SPLIT_KEYS)))
-
-    def cost(splits: int) -> int:
-        rounds = -(-groups * splits // compute_units)
-        piece = -(-max_keys // (splits * MIN_SPLIT_KEYS)) * MIN_SPLIT_KEYS
-        return rounds * (piece + (MERGE_KEYS * splits if splits > 1 else 0))
-
-    return min(range(1, most + 1), key=cost)
 
 
 def warmup_sparse(
@@ -253,16 +219,16 @@ def _prepare(*facts: object) -> tuple[bool, bool, int]:
     if extra is None or call.extra_cache_dtype is None:
         extra = _default_extra(form, main)
     ops.ensure_kernel(_kernel_name(form, main, extra, wanted_rows(family, call.nhead)), call.device)
-    splits = call.num_splits
-    if splits is None:
-        splits = sparse_splits(
-            tokens=call.tokens,
-            nhead=call.nhead,
-            compute_units=units,
-            max_keys=call.max_keys,
-            group_rows=_GROUP_ROWS_OF.get(family, GROUP_ROWS),
-        )
-    return main == _FNUZ, extra == _FNUZ, splits
+    shape = SparseShape(
+        family=family,
+        compute_units=units,
+        format=form.name,
+        tokens=call.tokens,
+        nhead=call.nhead,
+        max_keys=call.max_keys,
+        num_splits=call.num_splits,
+    )
+    return main == _FNUZ, extra == _FNUZ, route_sparse_mla_decode(shape).num_splits
 
 
 def _own_dtype(dtype: torch.dtype | None) -> torch.dtype | None:

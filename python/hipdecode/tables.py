@@ -1,46 +1,47 @@
 # SPDX-License-Identifier: MIT
-"""Reads and proves the dispatch tables `configs/tuned/<family>/<op>.csv`.
+"""Dispatch tables, proven: what `configs/tuned/<family>/<op>.csv` holds.
 
-A table says which route is fastest where. Its rows are grouped by key (dtypes, heads, query tokens,
-page size); inside a key each row is a half-open rectangle of the (batch, kv_len) plane. `Table`
-refuses rows that do not cover batch >= 1, kv_len >= 0 exactly once, so the order of rows never
-matters and no shape is left without an answer. Nothing else in the package parses these files.
+A table says which route is fastest where. Its rows are grouped by key, for dense decode dtypes,
+heads, query tokens and page size; inside a key each row is a half-open rectangle of the (batch,
+kv_len) plane. `Table` refuses rows that do not cover batch >= 1, kv_len >= 0 exactly once, so the
+order of rows never matters and no shape is left without an answer. `table_files` reads them.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
-from pathlib import Path
 from types import MappingProxyType
+from typing import Generic, Protocol, Self, TypeVar
 
 from .errors import TableError
 
 ROUTES = ("hk", "persistent")
 DTYPES = ("bf16", "fp16", "fp8_e4m3fn", "fp8_e4m3fnuz")
-KEY_COLUMNS = ("q_dtype", "kv_dtype", "nhead", "q_len", "page_size")
-RECT_COLUMNS = ("batch_from", "batch_to", "kv_from", "kv_to")
-CHOICE_COLUMNS = ("route", "num_splits")
-EVIDENCE_COLUMNS = (
-    "us",
-    "runner_up",
-    "runner_up_us",
-    "gain_pct",
-    "max_err",
-    "machine",
-    "date",
-    "source",
-)
-COLUMNS = KEY_COLUMNS + RECT_COLUMNS + CHOICE_COLUMNS + EVIDENCE_COLUMNS
-# gain_pct is redundant on purpose, so that a row edited by hand on one side only is caught.
-_GAIN_ROUNDING_PCT = 0.1
 
 Bound = int | float
 """An upper bound of a rectangle: an integer, or `math.inf` for an empty cell."""
+
+
+class Key(Protocol):
+    """What a group of rows is about: a frozen, ordered dataclass of words and integers."""
+
+    def distance(self, have: Self, /) -> tuple[int, ...] | None:
+        """How far the rows of another key are from this one's; None: they say nothing of it."""
+        ...
+
+    def cells(self) -> tuple[str | int, ...]:
+        """What lines of files hold of it, in the order of the columns."""
+        ...
+
+    def __lt__(self, other: Self, /) -> bool:
+        """Orders the groups of a file."""
+        ...
+
+
+K = TypeVar("K", bound=Key)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -60,6 +61,30 @@ class TableKey:
             f"page_size {self.page_size}"
         )
 
+    def cells(self) -> tuple[str | int, ...]:
+        """See `Key`."""
+        return self.q_dtype, self.kv_dtype, self.nhead, self.q_len, self.page_size
+
+    def distance(self, have: TableKey) -> tuple[int, ...] | None:
+        """See `Key`. The order, most important first: the same dtypes; the same kv_dtype; kv
+        elements of the same width (a key of another width moves twice or half the bytes, so it is
+        never near). Then nhead, q_len and page_size in turn, see `size_distance`.
+        """
+        if have.kv_dtype == self.kv_dtype:
+            rank = 0 if have.q_dtype == self.q_dtype else 1
+        elif have.kv_dtype.startswith("fp8") == self.kv_dtype.startswith("fp8"):
+            rank = 2
+        else:
+            return None
+        pairs = [(getattr(have, n), getattr(self, n)) for n in ("nhead", "q_len", "page_size")]
+        return rank, *(step for pair in pairs for step in size_distance(*pair))
+
+
+def size_distance(have: int, want: int) -> tuple[int, int]:
+    """Orders sizes by nearness: equal; else the smallest one above; else the largest below."""
+    delta = have - want
+    return 0 if delta == 0 else 1 if delta > 0 else 2, abs(delta)
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Rect:
@@ -76,13 +101,13 @@ class Rect:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Row(Generic[K]):
     """One line of a table: where it holds, what it chooses, and the evidence for it.
 
     Times are p50 microseconds of one decode call, reduce included, at the point named in `source`.
     """
 
-    key: TableKey
+    key: K
     rect: Rect
     route: str
     num_splits: int | str
@@ -144,32 +169,35 @@ def find_flaw(rects: Sequence[Rect]) -> Flaw | None:
     return None
 
 
-class Table:
+class Table(Generic[K]):
     """The proven rows of one file.
 
     Args:
         label: how reasons and errors name the file, e.g. `configs/tuned/cpu/mla_decode.csv`.
         rows: all rows; each key must tile the plane.
+        point: what the two numbers of a point are called.
 
     Raises:
         TableError: a key has a gap or an overlap; names file, line and the smallest such point.
     """
 
-    def __init__(self, label: str, rows: Iterable[Row]) -> None:
+    def __init__(
+        self, label: str, rows: Iterable[Row[K]], point: tuple[str, str] = ("batch", "kv_len")
+    ) -> None:
         """Group the rows by key and prove each group."""
-        groups: dict[TableKey, list[Row]] = {}
+        groups: dict[K, list[Row[K]]] = {}
         for row in rows:
             groups.setdefault(row.key, []).append(row)
         for key, group in groups.items():
             flaw = find_flaw([row.rect for row in group])
             if flaw is not None:
-                raise TableError(_flaw_message(label, key, group, flaw))
+                raise TableError(_flaw_message(label, key, group, flaw, point))
         self.label = label
-        self.rows_by_key: Mapping[TableKey, tuple[Row, ...]] = MappingProxyType(
+        self.rows_by_key: Mapping[K, tuple[Row[K], ...]] = MappingProxyType(
             {key: tuple(group) for key, group in groups.items()}
         )
 
-    def find(self, key: TableKey, batch: int, kv_len: int) -> Row:
+    def find(self, key: K, batch: int, kv_len: int) -> Row[K]:
         """Return the one row of `key` that holds (batch >= 1, kv_len >= 0 tokens).
 
         Raises:
@@ -177,34 +205,16 @@ class Table:
         """
         return next(row for row in self.rows_by_key[key] if row.rect.holds(batch, kv_len))
 
-    def nearest_key(self, want: TableKey) -> TableKey | None:
-        """Return the key whose rows stand in for `want`, or None when none is near enough.
-
-        The order, most important first: the same dtypes; the same kv_dtype; kv elements of the
-        same width (a key of another width moves twice or half the bytes, so it is never near).
-        Then for nhead, q_len and page_size in turn: equal; else the smallest one above; else the
-        largest one below.
-        """
-        near = [key for key in self.rows_by_key if _dtype_rank(key, want) is not None]
-        return min(near, key=lambda key: (_distance(key, want), key), default=None)
+    def nearest_key(self, want: K) -> K | None:
+        """Return the key whose rows stand in for `want`, or None when none is near enough."""
+        near = [(far, key) for key in self.rows_by_key if (far := want.distance(key)) is not None]
+        return min(near, default=(None, None))[1]
 
 
-def _dtype_rank(have: TableKey, want: TableKey) -> int | None:
-    if have.kv_dtype == want.kv_dtype:
-        return 0 if have.q_dtype == want.q_dtype else 1
-    return 2 if have.kv_dtype.startswith("fp8") == want.kv_dtype.startswith("fp8") else None
-
-
-def _distance(have: TableKey, want: TableKey) -> tuple[int, ...]:
-    distance = [_dtype_rank(have, want) or 0]
-    for name in ("nhead", "q_len", "page_size"):
-        delta = getattr(have, name) - getattr(want, name)
-        distance += [0 if delta == 0 else 1 if delta > 0 else 2, abs(delta)]
-    return tuple(distance)
-
-
-def _flaw_message(label: str, key: TableKey, group: Sequence[Row], flaw: Flaw) -> str:
-    point = f"(batch {flaw.batch}, kv_len {flaw.kv_len})"
+def _flaw_message(
+    label: str, key: K, group: Sequence[Row[K]], flaw: Flaw, names: tuple[str, str]
+) -> str:
+    point = f"({names[0]} {flaw.batch}, {names[1]} {flaw.kv_len})"
     if not flaw.rects:
         return (
             f"{label}:{group[0].line}: {key}: expected one row for every point, got none for "
@@ -215,164 +225,6 @@ def _flaw_message(label: str, key: TableKey, group: Sequence[Row], flaw: Flaw) -
         f"{label}:{lines[-1]}: {key}: expected one row for every point, got {len(lines)} for "
         f"{point} (lines {', '.join(map(str, lines))}); shrink all but one of them"
     )
-
-
-def read_table(path: Path, *, label: str | None = None) -> Table:
-    """Read one table file.
-
-    Args:
-        path: a CSV file; lines that start with `#` are comments, the first other line is the
-            header, and line numbers count all lines.
-        label: how to name the file in reasons and errors; default the path as given.
-
-    Returns:
-        The table; without rows when the file has a header only.
-
-    Raises:
-        TableError: the file cannot be read, or a line breaks a rule; names file, line and rule.
-    """
-    name = label or str(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TableError(f"{name}: expected a readable table, got {error}; restore it") from error
-    return parse_table(text, label=name)
-
-
-def parse_table(text: str, *, label: str) -> Table:
-    """Parse the text of a table file; see `read_table`.
-
-    Raises:
-        TableError: a line breaks a rule.
-    """
-    content = [
-        (number, line)
-        for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip() and not line.startswith("#")
-    ]
-    if not content:
-        raise TableError(f"{label}:1: expected a header, got an empty file; write {_header()}")
-    number, header = content[0]
-    if tuple(next(csv.reader([header]))) != COLUMNS:
-        raise TableError(f"{label}:{number}: expected the header {_header()}, got {header}; fix it")
-    return Table(label, (_parse_row(label, number, line) for number, line in content[1:]))
-
-
-def _header() -> str:
-    return ",".join(COLUMNS)
-
-
-def _parse_row(label: str, number: int, line: str) -> Row:
-    values = next(csv.reader([line]))
-    if len(values) != len(COLUMNS):
-        raise TableError(
-            f"{label}:{number}: expected {len(COLUMNS)} cells, got {len(values)}; "
-            "quote cells that hold commas"
-        )
-    cells = _Cells(
-        f"{label}:{number}", dict(zip(COLUMNS, (v.strip() for v in values), strict=True))
-    )
-    key = TableKey(
-        q_dtype=cells.word("q_dtype", DTYPES),
-        kv_dtype=cells.word("kv_dtype", DTYPES),
-        nhead=cells.integer("nhead", 1),
-        q_len=cells.integer("q_len", 1),
-        page_size=cells.integer("page_size", 1),
-    )
-    route = cells.word("route", ROUTES)
-    row = Row(
-        key=key,
-        rect=cells.rect(),
-        route=route,
-        num_splits=cells.splits(route),
-        us=cells.number("us"),
-        runner_up=cells.word("runner_up", ROUTES) if cells["runner_up"] else None,
-        runner_up_us=cells.number("runner_up_us"),
-        gain_pct=cells.number("gain_pct", low=-math.inf),
-        max_err=cells.number("max_err"),
-        machine=cells["machine"],
-        date=cells["date"],
-        source=cells["source"],
-        line=number,
-    )
-    _check_evidence(cells, row)
-    return row
-
-
-class _Cells:
-    """The cells of one line, read by name; every complaint carries file and line."""
-
-    def __init__(self, where: str, cells: dict[str, str]) -> None:
-        self._where = where
-        self._cells = cells
-
-    def __getitem__(self, name: str) -> str:
-        return self._cells[name]
-
-    def wrong(self, name: str, expected: str, remedy: str) -> TableError:
-        got = self._cells[name] or "an empty cell"
-        return TableError(f"{self._where}: {name}: expected {expected}, got {got}; {remedy}")
-
-    def word(self, name: str, words: Sequence[str]) -> str:
-        if self[name] not in words:
-            raise self.wrong(name, f"one of {' '.join(words)}", "use one of these words")
-        return self[name]
-
-    def integer(self, name: str, low: int) -> int:
-        text = self[name]
-        if not (text.isascii() and text.isdigit() and len(text) < 19) or int(text) < low:
-            raise self.wrong(name, f"an integer >= {low}", "write at most 18 digits, nothing else")
-        return int(text)
-
-    def number(self, name: str, low: float = 0.0) -> float | None:
-        if not self[name]:
-            return None
-        try:
-            value = float(self[name])
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or value < low:
-            raise self.wrong(name, f"a finite number >= {low:g}", "write it or leave it empty")
-        return value
-
-    def rect(self) -> Rect:
-        bounds: list[Bound] = []
-        for name, low in (("batch", 1), ("kv", 0)):
-            start = self.integer(f"{name}_from", low)
-            end = self.integer(f"{name}_to", low) if self[f"{name}_to"] else math.inf
-            if end <= start:
-                raise self.wrong(f"{name}_to", f"more than {start}", "the range is half-open")
-            bounds += [start, end]
-        return Rect(int(bounds[0]), bounds[1], int(bounds[2]), bounds[3])
-
-    def splits(self, route: str) -> int | str:
-        if route == "hk" and self["num_splits"] != "auto":
-            return self.integer("num_splits", 1)
-        wanted = "auto" if route == "hk" else "plan"
-        return self.word("num_splits", (wanted,))
-
-
-def _check_evidence(cells: _Cells, row: Row) -> None:
-    if row.runner_up == row.route:
-        raise cells.wrong("runner_up", "another route than the row's own", "or leave it empty")
-    if row.us == 0 or row.runner_up_us == 0:
-        zero = "us" if row.us == 0 else "runner_up_us"
-        raise cells.wrong(zero, "a time above 0", "write the measured microseconds")
-    if row.runner_up_us is not None and row.runner_up is None:
-        raise cells.wrong("runner_up", "the route that took runner_up_us", "name it")
-    for name in ("machine", "date", "source"):
-        if row.us is not None and not cells[name]:
-            raise cells.wrong(name, "where a time comes from", "a time needs machine, date, source")
-    if row.date:
-        try:
-            date.fromisoformat(row.date)
-        except ValueError as error:
-            raise cells.wrong("date", "YYYY-MM-DD", "write an ISO date") from error
-    gain = gain_pct(row.us, row.runner_up_us)
-    if (gain is None) != (row.gain_pct is None):
-        raise cells.wrong("gain_pct", "a gain exactly when both times are given", "complete it")
-    if gain is not None and abs(gain - (row.gain_pct or 0.0)) > _GAIN_ROUNDING_PCT:
-        raise cells.wrong("gain_pct", f"{gain:.2f}", "it is 100 * (1 - us / runner_up_us)")
 
 
 def gain_pct(us: float | None, runner_up_us: float | None) -> float | None:

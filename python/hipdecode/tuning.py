@@ -9,8 +9,10 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic
 
-from .tables import TableKey
+from .table_files import Cells, Schema
+from .tables import K, TableKey
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -18,8 +20,9 @@ class Choice:
     """What a row may choose.
 
     Attributes:
-        route: `hk` or `persistent`.
-        num_splits: of hk: a number, or `auto`; of persistent: `plan`.
+        route: `hk` or `persistent`; of sparse decode `rule` or `fixed`.
+        num_splits: of hk: a number, or `auto`; of persistent: `plan`; of rule: `auto`; of fixed: a
+            number.
     """
 
     route: str
@@ -32,13 +35,18 @@ class Choice:
 
 HK = Choice("hk", "auto")
 PERSISTENT = Choice("persistent", "plan")
+RULE = Choice("rule", "auto")
+_OTHER = {"hk": "persistent", "persistent": "hk", "rule": "fixed", "fixed": "rule"}
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Point:
-    """One shape to measure: a key, requests, and tokens of context of each."""
+class Point(Generic[K]):
+    """One shape to measure: a key, requests, and tokens of context of each.
 
-    key: TableKey
+    Of sparse decode `batch` is the query tokens and `kv_len` the keys of each.
+    """
+
+    key: K
     batch: int
     kv_len: int
 
@@ -68,7 +76,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
+class Measurement(Generic[K]):
     """All choices at one point, timed in interleaved rounds and checked against the oracle.
 
     Attributes:
@@ -77,7 +85,7 @@ class Measurement:
         rounds: rounds that counted; 0 where the machine was too busy, then the times mean nothing.
     """
 
-    point: Point
+    point: Point[K]
     trials: Mapping[Choice, Trial]
     rounds: int
 
@@ -113,12 +121,12 @@ class Measurement:
 
 def other(route: str) -> str:
     """The other route."""
-    return "persistent" if route == "hk" else "hk"
+    return _OTHER[route]
 
 
 def grid(
     keys: Iterable[TableKey], batches: Sequence[int], kv_lens: Sequence[int]
-) -> tuple[Point, ...]:
+) -> tuple[Point[TableKey], ...]:
     """Return every point, key by key; contexts shorter than the key's q_len are lifted to it."""
     return tuple(
         dict.fromkeys(
@@ -131,59 +139,60 @@ def grid(
 
 
 def sweep(
-    points: Sequence[Point],
-    measure: Callable[[Point, int], Measurement],
+    points: Sequence[Point[K]],
+    measure: Callable[[Point[K], int], Measurement[K]],
     results: Path,
     *,
+    schema: Schema[K],
     facts: Mapping[str, str] | None = None,
-    done: Callable[[Measurement], object] = lambda _: None,
-) -> list[Measurement]:
+    done: Callable[[Measurement[K]], object] = lambda _: None,
+) -> list[Measurement[K]]:
     """Measure points, keeping each result on disk as soon as it is there.
 
     Args:
         points: what to measure; those that `results` has measured are taken from there.
         measure: called with a point and the number of points left, itself included.
         results: CSV file to resume from and append to.
+        schema: of the tables that the points are for.
         facts: `machine`, `commit` and `date` for its lines.
         done: called after each point, also those resumed.
 
     Returns:
         One measurement per point, in the order of the points.
     """
-    have = {taken.point: taken for taken in read_results(results) if taken.rounds}
+    have = {taken.point: taken for taken in read_results(results, schema) if taken.rounds}
     left = sum(point not in have for point in points)
     for point in points:
         if point not in have:
             have[point] = measure(point, left)
             left -= 1
-            _append_result(results, have[point], facts or {})
+            _append_result(results, schema, have[point], facts or {})
         done(have[point])
     return [have[point] for point in points]
 
 
-_KEY_FIELDS = tuple(field.name for field in dataclasses.fields(TableKey))
 _TRIAL_FIELDS = tuple(field.name for field in dataclasses.fields(Trial))
-_RESULT_COLUMNS = (
-    *(*_KEY_FIELDS, "batch", "kv_len", "route", "num_splits", *_TRIAL_FIELDS, "rounds", "of"),
-    *("machine", "commit", "date"),
-)
 
 
-def read_results(path: Path) -> list[Measurement]:
+def _result_columns(schema: Schema[K]) -> tuple[str, ...]:
+    made = ("route", "num_splits", *_TRIAL_FIELDS, "rounds", "of", "machine", "commit", "date")
+    return (*schema.key_columns, *schema.point, *made)
+
+
+def read_results(path: Path, schema: Schema[K]) -> list[Measurement[K]]:
     """Read what `sweep` kept; a missing file holds nothing, a point cut short is left out."""
     if not path.is_file():
         return []
+    columns = _result_columns(schema)
     with path.open(newline="", encoding="utf-8") as file:
-        lines = [line for line in csv.reader(file) if len(line) == len(_RESULT_COLUMNS)]
-    found: dict[Point, dict[Choice, Trial]] = {}
-    rounds: dict[Point, int] = {}
-    wanted: dict[Point, int] = {}
+        lines = [line for line in csv.reader(file) if len(line) == len(columns)]
+    found: dict[Point[K], dict[Choice, Trial]] = {}
+    rounds: dict[Point[K], int] = {}
+    wanted: dict[Point[K], int] = {}
     for line in lines[1:]:
-        cells = dict(zip(_RESULT_COLUMNS, line, strict=True))
-        q_dtype, kv_dtype, *sizes = (cells[name] for name in _KEY_FIELDS)
-        nhead, q_len, page_size = map(int, sizes)
-        key = TableKey(q_dtype, kv_dtype, nhead, q_len, page_size)
-        point = Point(key, int(cells["batch"]), int(cells["kv_len"]))
+        cells = dict(zip(columns, line, strict=True))
+        batch, kv_len = (int(cells[name]) for name in schema.point)
+        point = Point(schema.read_key(Cells(str(path), cells)), batch, kv_len)
         splits = cells["num_splits"]
         choice = Choice(cells["route"], int(splits) if splits.isdigit() else splits)
         found.setdefault(point, {})[choice] = Trial(*(float(cells[name]) for name in _TRIAL_FIELDS))
@@ -195,17 +204,19 @@ def read_results(path: Path) -> list[Measurement]:
     ]
 
 
-def _append_result(path: Path, taken: Measurement, facts: Mapping[str, str]) -> None:
+def _append_result(
+    path: Path, schema: Schema[K], taken: Measurement[K], facts: Mapping[str, str]
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if not before:
-        writer.writerow(_RESULT_COLUMNS)
+        writer.writerow(_result_columns(schema))
     elif not before.endswith("\n"):
         text.write("\n")  # end the line that an interruption cut short
     point = taken.point
-    shape = (*dataclasses.astuple(point.key), point.batch, point.kv_len)
+    shape = (*point.key.cells(), point.batch, point.kv_len)
     for choice, trial in taken.trials.items():
         numbers = (format(value, ".6g") for value in dataclasses.astuple(trial))
         counts = (taken.rounds, len(taken.trials))

@@ -17,22 +17,30 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Generic
 
 from .errors import TableError
-from .tables import COLUMNS, Bound, Rect, Row, TableKey, gain_pct, parse_table
-from .tuning import HK, PERSISTENT, Choice, Measurement, other
+from .table_files import Schema, parse_table
+from .tables import Bound, K, Rect, Row, gain_pct
+from .tuning import PERSISTENT, Choice, Measurement, other
 
 
 @dataclass(frozen=True, slots=True)
-class _Patch:
+class _Patch(Generic[K]):
     """A rectangle with what was chosen for it and the measurements inside."""
 
     rect: Rect
     choice: Choice
-    inside: tuple[Measurement, ...]
+    inside: tuple[Measurement[K], ...]
 
 
-def rows_from_grid(taken: Iterable[Measurement], *, machine: str, date: str) -> list[Row]:
+def rows_from_grid(
+    taken: Iterable[Measurement[K]],
+    *,
+    machine: str,
+    date: str,
+    point: tuple[str, str] = ("batch", "ctx"),
+) -> list[Row[K]]:
     """Turn the measurements of complete grids into rows that tile the plane.
 
     A row's evidence is its decided point of least gain, since the others speak for the route more
@@ -43,21 +51,22 @@ def rows_from_grid(taken: Iterable[Measurement], *, machine: str, date: str) -> 
         taken: for each key, one measurement per (batch, kv_len) of its own grid.
         machine: goes into the rows.
         date: ISO date, goes into the rows.
+        point: what rows call the two numbers of a point.
 
     Raises:
         TableError: a key lacks a point of its grid; names the first.
     """
-    keys: dict[TableKey, dict[tuple[int, int], Measurement]] = {}
+    keys: dict[K, dict[tuple[int, int], Measurement[K]]] = {}
     for one in taken:
         keys.setdefault(one.point.key, {})[one.point.batch, one.point.kv_len] = one
     return [
-        _row(key, patch, machine, date)
+        _row(key, patch, (machine, date), point)
         for key, cells in keys.items()
         for patch in _patches(key, cells)
     ]
 
 
-def _patches(key: TableKey, cells: dict[tuple[int, int], Measurement]) -> list[_Patch]:
+def _patches(key: K, cells: dict[tuple[int, int], Measurement[K]]) -> list[_Patch[K]]:
     batches = sorted({batch for batch, _ in cells})
     kv_lens = sorted({kv_len for _, kv_len in cells})
     lacking = [(b, k) for b in batches for k in kv_lens if (b, k) not in cells]
@@ -68,9 +77,9 @@ def _patches(key: TableKey, cells: dict[tuple[int, int], Measurement]) -> list[_
             f"{batch}, kv_len {kv_len}); measure it"
         )
     batches = [b for b in batches if any(cells[b, k].rounds for k in kv_lens)]
-    bands: list[list[_Patch]] = []
+    bands: list[list[_Patch[K]]] = []
     for batch, (batch_from, batch_to) in zip(batches, spans(batches, 1), strict=True):
-        band: list[_Patch] = []
+        band: list[_Patch[K]] = []
         column = [cells[batch, kv_len] for kv_len in kv_lens]
         chosen = choose(column)
         for one, choice, (kv_from, kv_to) in zip(column, chosen, spans(kv_lens, 0), strict=True):
@@ -84,11 +93,11 @@ def _patches(key: TableKey, cells: dict[tuple[int, int], Measurement]) -> list[_
     return [patch for band in bands for patch in band]
 
 
-def _outline(patch: _Patch) -> tuple[int, Bound, Choice]:
+def _outline(patch: _Patch[K]) -> tuple[int, Bound, Choice]:
     return patch.rect.kv_from, patch.rect.kv_to, patch.choice
 
 
-def _join(low: _Patch, high: _Patch) -> _Patch:
+def _join(low: _Patch[K], high: _Patch[K]) -> _Patch[K]:
     rect = Rect(low.rect.batch_from, high.rect.batch_to, low.rect.kv_from, high.rect.kv_to)
     return _Patch(rect, low.choice, low.inside + high.inside)
 
@@ -108,13 +117,13 @@ def spans(values: Sequence[int], lowest: int) -> list[tuple[int, Bound]]:
     return list(zip(starts, [*cuts, math.inf], strict=True)) if values else []
 
 
-def choose(column: Sequence[Measurement]) -> list[Choice]:
+def choose(column: Sequence[Measurement[K]]) -> list[Choice]:
     """Choose for each context of one batch, in ascending order of context.
 
     The fewest stretches of contexts such that one choice is acceptable at each point of a stretch;
     a point that was not measured accepts any.
     """
-    stretches: list[tuple[list[Measurement], frozenset[Choice]]] = []
+    stretches: list[tuple[list[Measurement[K]], frozenset[Choice]]] = []
     for one in column:
         accepted = one.acceptable if one.rounds else None
         if stretches and (accepted is None or accepted & stretches[-1][1]):
@@ -127,8 +136,8 @@ def choose(column: Sequence[Measurement]) -> list[Choice]:
     return chosen[:1] * (len(column) - len(chosen)) + chosen
 
 
-def _pick(inside: Sequence[Measurement], common: frozenset[Choice]) -> Choice:
-    """One of several acceptable choices over a stretch: hk with the splits of the rule, which
+def _pick(inside: Sequence[Measurement[K]], common: frozenset[Choice]) -> Choice:
+    """One of several acceptable choices over a stretch: the splits of the rule, which
     follows the shape between grid points, else the fastest.
 
     Where the gain of hk over all of it is noise too, `persistent`, whose plan also evens out
@@ -139,7 +148,8 @@ def _pick(inside: Sequence[Measurement], common: frozenset[Choice]) -> Choice:
     def mean(choice: Choice) -> float:
         return statistics.fmean(math.log(one.trials[choice].ratio) for one in measured)
 
-    found = HK if HK in common else min(common, key=lambda choice: (mean(choice), str(choice)))
+    by_rule = (choice for choice in common if choice.num_splits == "auto")
+    found = next(by_rule, None) or min(common, key=lambda choice: (mean(choice), str(choice)))
     if PERSISTENT in common:
         gain = 100 * (1 - math.exp(mean(found) - mean(PERSISTENT)))
         noise = math.hypot(*(one.noise_pct(found) for one in measured)) / len(measured)
@@ -147,7 +157,7 @@ def _pick(inside: Sequence[Measurement], common: frozenset[Choice]) -> Choice:
     return found
 
 
-def _row(key: TableKey, patch: _Patch, machine: str, date: str) -> Row:
+def _row(key: K, patch: _Patch[K], origin: tuple[str, str], names: tuple[str, str]) -> Row[K]:
     choice = patch.choice
     # Never empty: a band has a measured point, and others join its stretches.
     measured = [one for one in patch.inside if choice in one.trials and one.rounds]
@@ -158,7 +168,8 @@ def _row(key: TableKey, patch: _Patch, machine: str, date: str) -> Row:
         shown = min(measured, key=lambda one: one.noise_pct(choice))
     us = round(shown.trials[choice].us, 3)
     runner_up_us = round(us / shown.ratio(choice), 3)
-    source = f"batch {shown.point.batch} ctx {shown.point.kv_len}, of {len(measured)} measured"
+    point = f"{names[0]} {shown.point.batch} {names[1]} {shown.point.kv_len}"
+    source = f"{point}, of {len(measured)} measured"
     if not decided:
         source += f"; gain within the noise of {shown.noise_pct(choice):.1f} %"
     return Row(
@@ -171,17 +182,18 @@ def _row(key: TableKey, patch: _Patch, machine: str, date: str) -> Row:
         runner_up_us=runner_up_us,
         gain_pct=gain_pct(us, runner_up_us),
         max_err=shown.trials[choice].max_err,
-        machine=machine,
-        date=date,
+        machine=origin[0],
+        date=origin[1],
         source=source,
     )
 
 
-def format_table(rows: Iterable[Row], *, comments: Sequence[str] = ()) -> str:
+def format_table(rows: Iterable[Row[K]], schema: Schema[K], *, comments: Sequence[str] = ()) -> str:
     """Return the text of a table file, header included, after reading it back.
 
     Args:
         rows: rows of complete keys, in any order.
+        schema: of the operator.
         comments: lines to write above the header, without the `# `.
 
     Raises:
@@ -191,14 +203,14 @@ def format_table(rows: Iterable[Row], *, comments: Sequence[str] = ()) -> str:
     for comment in comments:
         out.write(f"# {comment}\n")
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(schema.columns)
     ordered = sorted(rows, key=lambda row: (row.key, row.rect))
     writer.writerows(_cells(row) for row in ordered)
-    parse_table(out.getvalue(), label="new table")
+    parse_table(out.getvalue(), schema, label="new table")
     return out.getvalue()
 
 
-def _cells(row: Row) -> list[str | int]:
+def _cells(row: Row[K]) -> list[str | int]:
     def bound(value: Bound) -> str | int:
         return "" if value == math.inf else int(value)
 
@@ -207,7 +219,7 @@ def _cells(row: Row) -> list[str | int]:
 
     rect = row.rect
     return [
-        *(row.key.q_dtype, row.key.kv_dtype, row.key.nhead, row.key.q_len, row.key.page_size),
+        *row.key.cells(),
         *(rect.batch_from, bound(rect.batch_to), rect.kv_from, bound(rect.kv_to)),
         *(row.route, row.num_splits, number(row.us, ".3f"), row.runner_up or ""),
         *(number(row.runner_up_us, ".3f"), number(row.gain_pct, ".2f"), number(row.max_err, ".2e")),

@@ -40,9 +40,9 @@ def time_shape(
     clock = clock_of(where)
     thunks = {name: [make(step) for step in steps] for name, make in CONTENDERS.items()}
     thunks["hipdecode"][0]()
-    error, within = steps[0].error(where.name)
-    if not within:
-        raise click.ClickException(f"expected a result within the tolerance, got {error:.2e} off")
+    checked = steps[0].check(where.name, steps[0].want())
+    if not checked.within:
+        raise click.ClickException(f"expected a result in tolerance, got {checked.max_err:.2e} off")
     times = timing.measure(
         {name: [clock.ready(thunk) for thunk in copies] for name, copies in thunks.items()},
         rounds=rounds,
@@ -61,7 +61,7 @@ def time_shape(
         **{f"{name}_us": f"{1e3 * found.p50:.1f}" for name, found in times.items()},
         "ratio": f"{times['torch_gather'].ratio_to(mine):.2f}",
         "gflops": f"{flop / mine.p50 / 1e6:.0f}",
-        "max_err": f"{error:.2e}",
+        "max_err": f"{checked.max_err:.2e}",
         "rounds": len(mine.ms),
         "clock": mine.clock,
         "threads": torch.get_num_threads(),

@@ -20,12 +20,14 @@ from rich.markup import escape
 from rich.table import Table
 
 import hipdecode
-from hipdecode import ops, paths, registry, settings, tables
+from hipdecode import ops, paths, registry, settings
 from hipdecode import target as targets
 from hipdecode.cli.report import print_in_depth, report_console
+from hipdecode.dispatch import load_table
 from hipdecode.errors import HipdecodeError, ToolchainError
 from hipdecode.facts import read_facts
 from hipdecode.jit import binding, cache, ensure_kernel, keys, prebuilt, toolchain
+from hipdecode.sparse_route import load_sparse_table
 from hipdecode.testing.calls import Checker
 from hipdecode.testing.cases import Case
 
@@ -189,9 +191,12 @@ def _registry() -> str:
 
 
 def _tables(name: str | None) -> str:
-    path = paths.tables_dir() / targets.resolve(name).family / "mla_decode.csv"
-    rows = tables.read_table(path).rows_by_key
-    return f"{sum(map(len, rows.values()))} rows for {len(rows)} shapes in {path}"
+    family = targets.resolve(name).family
+    found = []
+    for table in (load_table(family), load_sparse_table(family)):
+        held = table.rows_by_key
+        found.append(f"{sum(map(len, held.values()))} rows for {len(held)} shapes in {table.label}")
+    return "; ".join(found)
 
 
 def _settings() -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`hipdecode route`: which kernel a shape goes to, and why. Needs no device and no compiler."""
+"""`hipdecode route`: how a shape is decoded, and why. Needs no device and no compiler."""
 
 from __future__ import annotations
 
@@ -11,16 +11,34 @@ import click
 from hipdecode import target as targets
 from hipdecode.dispatch import DecodeShape, Route, route_mla_decode
 from hipdecode.models import find_model, split_dtypes
+from hipdecode.sparse_route import (
+    FORMAT_NAMES,
+    SparseRoute,
+    SparseShape,
+    route_sparse_mla_decode,
+)
 from hipdecode.tables import gain_pct
 
 
 @click.command()
+@click.option(
+    "--op",
+    type=click.Choice(["mla_decode", "sparse_mla_decode"]),
+    default="mla_decode",
+    show_default=True,
+)
+@click.option("--format", "form", type=click.Choice(FORMAT_NAMES), help="Of sparse. [v32]")
 @click.option("--target", "target_name", default=None, help="Target, default this machine's.")
 @click.option("--model", default=None, help="Named shape that gives the defaults of the rest.")
 @click.option("--nhead", type=int, default=None, help="Query heads of this rank. [128]")
 @click.option("--q-len", type=int, default=None, help="Query tokens per request. [1]")
 @click.option("--batch", type=int, required=True, help="Requests.")
-@click.option("--kv-len", type=int, default=None, help="Average context in tokens; none: unknown.")
+@click.option(
+    "--kv-len",
+    type=int,
+    default=None,
+    help="Average context in tokens; none: unknown. Of sparse: keys of a token. [2048]",
+)
 @click.option("--dtype", default=None, help="bf16, fp16, fp8, ... or q/kv such as bf16/fp8. [bf16]")
 @click.option("--q-dtype", default=None, help="Dtype of q, over --dtype.")
 @click.option("--kv-dtype", default=None, help="Dtype of the KV cache, over --dtype.")
@@ -32,6 +50,8 @@ from hipdecode.tables import gain_pct
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     *,
+    op: str,
+    form: str | None,
     target_name: str | None,
     model: str | None,
     nhead: int | None,
@@ -48,9 +68,25 @@ def command(
     batch_invariant: bool,
     as_json: bool,
 ) -> None:
-    """Explain which kernel a shape is routed to, and why."""
+    """Explain which kernel a shape is routed to, and why.
+
+    Of sparse decode: into how many pieces the keys of each of batch x q_len tokens are cut.
+    """
     target = targets.resolve(target_name)
     named = find_model(model) if model else None
+    if op == "sparse_mla_decode":
+        sparse = SparseShape(
+            family=target.family,
+            compute_units=compute_units or target.compute_units(),
+            format=form or "v32",
+            tokens=batch * _first(q_len, named.q_len[0] if named else 1),
+            nhead=_first(nhead, named.nhead if named else 128),
+            max_keys=_first(kv_len, 2048),
+            num_splits=num_splits,
+        )
+        found = route_sparse_mla_decode(sparse)
+        click.echo(_as_json(sparse, found) if as_json else explain_sparse(sparse, found))
+        return
     both = split_dtypes(dtype) if dtype else named.dtypes[0] if named else ("bf16", "bf16")
     default_dims = (named.head_dim_qk, named.head_dim_v) if named else (576, 512)
     dims = _parse_dims(head_dims) if head_dims else default_dims
@@ -73,6 +109,20 @@ def command(
     click.echo(_as_json(shape, route) if as_json else explain(shape, route))
 
 
+def explain_sparse(shape: SparseShape, route: SparseRoute) -> str:
+    """Return the answer for people: the split count on the first line, then the reasons."""
+    word = "split" if route.num_splits == 1 else "splits"
+    lines = [
+        ("why", route.reason),
+        ("splits", f"{route.num_splits} per token ({shape.compute_units} compute units)"),
+        ("time", f"{route.us:.1f} us ({route.evidence})" if route.us else "none: no row decided"),
+        ("runner-up", _runner_up(route, f"{route.num_splits} {word}")),
+    ]
+    return "\n".join(
+        [f"{route.num_splits} {word}", *(f"  {label + ':':<11}{text}" for label, text in lines)]
+    )
+
+
 def explain(shape: DecodeShape, route: Route) -> str:
     """Return the answer for people: the route on the first line, then one labelled line each."""
     if route.num_splits is None:
@@ -84,7 +134,7 @@ def explain(shape: DecodeShape, route: Route) -> str:
         ("heads", f"nhead {shape.nhead} -> {route.padded_nhead}; {route.packing}"),
         ("splits", splits),
         ("time", f"{route.us:.1f} us ({route.evidence})" if route.us else _no_time(route)),
-        ("runner-up", _runner_up(route)),
+        ("runner-up", _runner_up(route, route.route)),
     ]
     return "\n".join([route.route, *(f"  {label + ':':<11}{text}" for label, text in lines)])
 
@@ -93,20 +143,19 @@ def _no_time(route: Route) -> str:
     return f"none ({route.evidence})" if route.evidence else "none: no row decided"
 
 
-def _runner_up(route: Route) -> str:
+def _runner_up(route: Route | SparseRoute, name: str) -> str:
     if route.runner_up is None:
         return "none on record"
     gain = gain_pct(route.us, route.runner_up_us)
     if gain is None:
         return f"{route.runner_up}, without a time"
     word = "less" if gain >= 0 else "more"
-    share = f"{route.route} takes {abs(gain):.1f} % {word}"
+    share = f"{name} takes {abs(gain):.1f} % {word}"
     return f"{route.runner_up} {route.runner_up_us:.1f} us ({share})"
 
 
-def _as_json(shape: DecodeShape, route: Route) -> str:
-    facts = {"route": route.route, "shape": dataclasses.asdict(shape)}
-    return json.dumps(facts | dataclasses.asdict(route), indent=2)
+def _as_json(shape: DecodeShape | SparseShape, route: Route | SparseRoute) -> str:
+    return json.dumps({"shape": dataclasses.asdict(shape)} | dataclasses.asdict(route), indent=2)
 
 
 def _parse_dims(text: str) -> tuple[int, int]:

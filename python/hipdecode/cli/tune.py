@@ -6,9 +6,10 @@ from __future__ import annotations
 import itertools
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import click
 from rich.progress import (
@@ -23,43 +24,81 @@ from hipdecode import paths, settings, target
 from hipdecode.dispatch import clear_route_cache
 from hipdecode.errors import HipdecodeError, TargetError
 from hipdecode.models import split_dtypes
+from hipdecode.sparse_route import FORMAT_NAMES, SPARSE_MLA_DECODE, SparseKey, clear_sparse_routes
 from hipdecode.support import check_supported
-from hipdecode.tables import TableKey, read_table
+from hipdecode.table_files import MLA_DECODE, Schema, read_table
+from hipdecode.tables import K, TableKey
 from hipdecode.testing import timing
 from hipdecode.testing.bench_report import IntList, console
 from hipdecode.testing.device_clock import clock_of
 from hipdecode.testing.tune_run import How, measure
+from hipdecode.testing.tune_sparse import SparsePoints
 from hipdecode.tuning import Measurement, Point, grid, sweep
 from hipdecode.tuning_rows import format_table, rows_from_grid
 
-_GRIDS: dict[str, dict[str, Any]] = {
-    "cpu": {
+_GRIDS: dict[tuple[str, str], dict[str, Any]] = {
+    ("mla_decode", "cpu"): {
         "nheads": (16, 32, 128),
         "q_lens": (1, 4),
         "batches": (1, 3, 8, 16),
         "kv_lens": (128, 1024, 4096),
         "spread": 0.5,
     },
-    "cuda": {
+    ("mla_decode", "cuda"): {
         "nheads": (16, 32, 64, 128),
         "q_lens": (1, 2, 4),
         "batches": (1, 4, 16, 32, 64, 128, 256),
         "kv_lens": (21, 256, 1024, 4096, 16384, 32768),
         "spread": 0.0,
     },
+    ("sparse_mla_decode", "cpu"): {
+        "nheads": (16, 64, 128),
+        "batches": (1, 3, 8),
+        "kv_lens": (128, 640, 2048),
+    },
+    ("sparse_mla_decode", "cuda"): {
+        "nheads": (16, 64, 128),
+        "batches": (1, 4, 16, 32, 64, 128, 256),
+        "kv_lens": (128, 640, 1152, 2048),
+    },
 }
-"""What is measured by default, by where tensors live; the GPU's takes a few minutes."""
+"""What is measured by default, by where tensors live; a GPU's takes a few minutes."""
+_OF_OP = {
+    "mla_decode": ("q_lens", "dtypes", "page_size", "spread"),
+    "sparse_mla_decode": ("formats",),
+}
+"""Options that only one operator has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[K]):
+    """What is to be measured.
+
+    Attributes:
+        schema: of the table.
+        points: the grid.
+        measure: called with a point and seconds.
+        point: what rows call the two numbers of a point.
+    """
+
+    schema: Schema[K]
+    points: tuple[Point[K], ...]
+    measure: Callable[[Point[K], float], Measurement[K]]
+    point: tuple[str, str]
 
 
 @click.command()
 @click.option("--target", "target_name", default="cpu", show_default=True, help="Whose table.")
-@click.option("--op", type=click.Choice(["mla_decode"]), default="mla_decode", show_default=True)
+@click.option("--op", type=click.Choice(list(_OF_OP)), default="mla_decode", show_default=True)
 @click.option("--nhead", "nheads", type=IntList(), help="[CPU: 16,32,128; GPU: also 64]")
+@click.option("--formats", default=",".join(FORMAT_NAMES), show_default=True, help="Of sparse.")
 @click.option("--q-len", "q_lens", type=IntList(), help="[CPU: 1,4; GPU: also 2]")
 @click.option("--dtypes", default="bf16,bf16/fp8", show_default=True, help="q or q/kv, ...")
 @click.option("--page-size", type=int, default=64, show_default=True)
-@click.option("--batches", type=IntList(), help="[CPU: 1 to 16; GPU: 1 to 256]")
-@click.option("--kv-lens", type=IntList(), help="[CPU: 128 to 4096; GPU: 21 to 32768]")
+@click.option("--batches", type=IntList(), help="Of sparse: tokens. [CPU: 1 to 16; GPU: 1 to 256]")
+@click.option(
+    "--kv-lens", type=IntList(), help="Of sparse: keys. [CPU: 128 to 4096; GPU: to 32768]"
+)
 @click.option("--spread", type=click.FloatRange(0, 0.9), help="[CPU: 0.5; GPU: 0]")
 @click.option("--rounds", default=25, show_default=True, help="Of a point, those that count.")
 @click.option("--budget-s", default=600.0, show_default=True, help="Seconds in all.")
@@ -70,8 +109,6 @@ def command(
     *,
     target_name: str,
     op: str,
-    dtypes: str,
-    page_size: int,
     rounds: int,
     budget_s: float,
     out: Path | None,
@@ -84,25 +121,19 @@ def command(
     Both routes run in turns over a grid of requests and contexts, through the public call, with the
     plan made beforehand as an engine makes it once per step; contexts of a batch are spread around
     their mean by --spread. On a GPU hk runs with several split counts, every call as a graph
-    replay between two events, caches cold. Results are kept as they come: run the same command
-    again after an interruption, or to retry points that other work disturbed. Rows of other keys
-    stay.
+    replay between two events, caches cold. Of sparse decode it is split counts beside that of the
+    rule, everywhere. Results are kept as they come: run the same command again after an
+    interruption, or to retry points that other work disturbed. Rows of other keys stay.
     """
     where = target.resolve(target_name)
     if not where.runs_here():
         raise TargetError(
             f"tune: expected a target that this machine runs, got {where.name}; run it there"
         )
-    extent = _GRIDS[where.device_type] | {k: v for k, v in chosen.items() if v is not None}
+    default = _GRIDS[op, where.device_type]
+    extent = default | {name: value for name, value in chosen.items() if value is not None}
     click.get_current_context().params.update(extent)
-    pairs = [split_dtypes(text) for text in dtypes.split(",")]
-    keys = [
-        TableKey(where.dtype(q), where.dtype(kv), nhead, q_len, page_size)
-        for (q, kv), nhead, q_len in itertools.product(pairs, extent["nheads"], extent["q_lens"])
-    ]
-    for key in keys:
-        _check_key(key)
-    points = grid(keys, extent["batches"], extent["kv_lens"])
+    how = How(where, clock_of(where), extent.get("spread", 0.0), rounds)
     machine = timing.Machine.here(where.device_type)
     table = out or paths.tables_dir() / where.family / f"{op}.csv"
     kept = paths.cache_dir() / "tune" / f"{where.name}-{where.compute_units()}-{op}.csv"
@@ -111,22 +142,58 @@ def command(
         results.unlink(missing_ok=True)
     if results.is_file():
         click.echo(f"resuming from {results}; --fresh measures all points anew", err=True)
-    how = How(where, clock_of(where), extent["spread"], rounds)
     with settings.override(target=where.name):
-        taken = _sweep(points, results, how, machine, budget_s)
-    _write_table(table, taken, where, machine)
-    if all(one.rounds for one in taken) and raw is None:
+        if op == "mla_decode":
+            taken = _fill(_dense_job(how, extent), table, results, machine, budget_s)
+        else:
+            taken = _fill(_sparse_job(how, extent), table, results, machine, budget_s)
+    if all(rounds for rounds in taken) and raw is None:
         results.unlink()
     _report(table, taken, how)
 
 
-def _report(table: Path, taken: Sequence[Measurement], how: How) -> None:
+def _dense_job(how: How, extent: Mapping[str, Any]) -> Job[TableKey]:
+    where = how.target
+    pairs = [split_dtypes(text) for text in extent["dtypes"].split(",")]
+    sizes = itertools.product(pairs, extent["nheads"], extent["q_lens"])
+    keys = [
+        TableKey(where.dtype(q), where.dtype(kv), nhead, q_len, extent["page_size"])
+        for (q, kv), nhead, q_len in sizes
+    ]
+    for key in keys:
+        _check_key(key)
+    points = grid(keys, extent["batches"], extent["kv_lens"])
+    return Job(MLA_DECODE, points, lambda point, s: measure(point, how, s), ("batch", "ctx"))
+
+
+def _sparse_job(how: How, extent: Mapping[str, Any]) -> Job[SparseKey]:
+    unknown = sorted(set(names := extent["formats"].split(",")) - set(FORMAT_NAMES))
+    if unknown:
+        raise click.BadParameter(f"expected some of {', '.join(FORMAT_NAMES)}, got {unknown[0]}")
+    units = how.target.compute_units()
+    sizes = itertools.product(names, extent["nheads"], extent["batches"], extent["kv_lens"])
+    points = tuple(
+        Point(SparseKey(name, nhead, units), tokens, keys) for name, nhead, tokens, keys in sizes
+    )
+    return Job(SPARSE_MLA_DECODE, points, SparsePoints(how).measure, ("tokens", "keys"))
+
+
+def _fill(
+    job: Job[K], table: Path, results: Path, machine: timing.Machine, budget_s: float
+) -> list[int]:
+    """Measures and writes the table; returns the rounds of each point that counted."""
+    taken = _sweep(job, results, machine, budget_s)
+    _write_table(job, table, taken, machine)
+    return [one.rounds for one in taken]
+
+
+def _report(table: Path, taken: Sequence[int], how: How) -> None:
     """Says what was measured.
 
     Raises:
         HipdecodeError: something was outside its tolerance.
     """
-    lacking = sum(one.rounds == 0 for one in taken)
+    lacking = sum(rounds == 0 for rounds in taken)
     click.echo(f"{table}: {len(taken) - lacking} of {len(taken)} points measured")
     if lacking:
         click.echo(
@@ -142,40 +209,40 @@ def _report(table: Path, taken: Sequence[Measurement], how: How) -> None:
 
 
 def _write_table(
-    table: Path, taken: Sequence[Measurement], where: target.Target, machine: timing.Machine
+    job: Job[K], table: Path, taken: Sequence[Measurement[K]], machine: timing.Machine
 ) -> None:
     """Writes the rows of what was measured; those of other keys stay."""
-    name = _name(where, machine)
-    rows = rows_from_grid(taken, machine=name, date=machine.date.partition("T")[0])
+    name = _name(target.current(), machine)
+    date = machine.date.partition("T")[0]
+    rows = rows_from_grid(taken, machine=name, date=date, point=job.point)
     new = {row.key for row in rows}
-    before = read_table(table).rows_by_key if table.is_file() else {}
+    before = read_table(table, job.schema).rows_by_key if table.is_file() else {}
     rows += [row for key, group in before.items() if key not in new for row in group]
     table.parent.mkdir(parents=True, exist_ok=True)
-    table.write_text(format_table(rows, comments=_comments(name, machine)), encoding="utf-8")
+    text = format_table(rows, job.schema, comments=_comments(name, machine))
+    table.write_text(text, encoding="utf-8")
     clear_route_cache()
+    clear_sparse_routes()
 
 
 def _sweep(
-    points: tuple[Point, ...],
-    results: Path,
-    how: How,
-    machine: timing.Machine,
-    budget_s: float,
-) -> list[Measurement]:
+    job: Job[K], results: Path, machine: timing.Machine, budget_s: float
+) -> list[Measurement[K]]:
     deadline = time.monotonic() + budget_s
 
-    def timed(point: Point, left: int) -> Measurement:
-        return measure(point, how, max(0.0, deadline - time.monotonic()) / left)
+    def timed(point: Point[K], left: int) -> Measurement[K]:
+        return job.measure(point, max(0.0, deadline - time.monotonic()) / left)
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     screen = console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=screen, transient=True) as progress:
-        task = progress.add_task("points", total=len(points))
+        task = progress.add_task("points", total=len(job.points))
 
-        def done(one: Measurement) -> None:
+        def done(one: Measurement[K]) -> None:
             progress.update(task, advance=1, description=f"{one.point.key}")
 
-        return sweep(points, timed, results, facts=machine.columns(), done=done)
+        facts = machine.columns()
+        return sweep(job.points, timed, results, schema=job.schema, facts=facts, done=done)
 
 
 def _check_key(key: TableKey) -> None:
@@ -199,12 +266,13 @@ def _comments(name: str, machine: timing.Machine) -> list[str]:
     words = ["hipdecode", "tune"]
     for option in context.command.params:
         value = context.params[str(option.name)]
-        if option.name not in ("out", "raw", "fresh"):
+        others = (name for op, of in _OF_OP.items() if op != context.params["op"] for name in of)
+        if option.name not in ("out", "raw", "fresh", *others):
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             words += [option.opts[0], text]
     return [
         shlex.join(words),
         f"{name}; torch {machine.torch}; commit {machine.commit}; {machine.date}",
-        "p50 of a whole call, plan made beforehand, over rounds that interleave the choices;",
+        "p50 of a whole call, a plan made beforehand, over rounds that interleave the choices;",
         "runner_up_us is us over the median ratio. A row shows its decided point of least gain.",
     ]

@@ -12,6 +12,7 @@ from torch import Tensor
 import hipdecode
 from hipdecode.sparse_cache import FORMATS, V4, CacheFormat
 from hipdecode.testing import compare, sparse_reference
+from hipdecode.testing.bench_report import Checked
 from hipdecode.testing.reference import Attention
 
 _STEP = 256.0  # the bits of e4m3fn shifted by 7 are an fp16 number this many times too small
@@ -27,6 +28,7 @@ class SparseStep:
         q: [tokens, nhead, head_dim_qk] bf16.
         cache: [num_blocks, 64, bytes] uint8.
         indices: [tokens, topk] int32.
+        lengths: [tokens] int32: all of topk. An indexer says them; a kernel need not look for them.
         attn_sink: [nhead] fp32, or None.
         out: [tokens, nhead, 512] bf16, written by every contender.
     """
@@ -35,6 +37,7 @@ class SparseStep:
     q: Tensor
     cache: Tensor
     indices: Tensor
+    lengths: Tensor
     attn_sink: Tensor | None
     out: Tensor
 
@@ -68,6 +71,7 @@ class SparseStep:
             q=q.to(device),
             cache=cache,
             indices=torch.stack(lists).to(torch.int32).to(device),
+            lengths=torch.full((tokens,), topk, dtype=torch.int32, device=device),
             attn_sink=torch.zeros(nhead, device=device) if sink else None,
             out=torch.empty(tokens, nhead, form.head_dim_v, dtype=torch.bfloat16, device=device),
         )
@@ -78,20 +82,23 @@ class SparseStep:
         return float(self.form.head_dim_qk**-0.5)
 
     def want(self) -> Attention:
-        """The oracle's answer for the first token."""
+        """The oracle's answer for the first and the last token."""
         return sparse_reference.sparse_mla_decode(
-            self.q[:1].cpu(),
+            self.q[self._ends].cpu(),
             self.cache.cpu(),
-            self.indices[:1].cpu(),
+            self.indices[self._ends].cpu(),
             attn_sink=None if self.attn_sink is None else self.attn_sink.cpu(),
         )
 
-    def error(self, target: str) -> tuple[float, bool]:
-        """Largest error of the first token in `out`, and whether all are within the tolerance."""
-        want = self.want()
-        error = (self.out[:1].cpu().double() - want.o).abs()
+    def check(self, target: str, want: Attention) -> Checked:
+        """Holds `out` against what `want` has said."""
+        error = (self.out[self._ends].cpu().double() - want.o).abs()
         allowed = compare.allowed_output(want, self.out.dtype, target, torch.bfloat16)
-        return float(error.max()), bool((error <= allowed).all())
+        return Checked(float(error.max()), bool((error <= allowed).all()))
+
+    @property
+    def _ends(self) -> slice:
+        return slice(None, None, max(len(self.q) - 1, 1))
 
 
 def dequantise(step: SparseStep, slots: Tensor) -> Tensor:
@@ -129,7 +136,12 @@ def _attend(step: SparseStep, token: int, keys: Tensor) -> None:
 def ours(step: SparseStep) -> Callable[[], object]:
     """`hipdecode.sparse_mla_decode`."""
     return lambda: hipdecode.sparse_mla_decode(
-        step.q, step.cache, step.indices, attn_sink=step.attn_sink, out=step.out
+        step.q,
+        step.cache,
+        step.indices,
+        lengths=step.lengths,
+        attn_sink=step.attn_sink,
+        out=step.out,
     )
 
 

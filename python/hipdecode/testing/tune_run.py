@@ -9,21 +9,24 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hipdecode import target
 from hipdecode.dispatch import NOISE_PCT, auto_splits
-from hipdecode.tables import ROUTES
+from hipdecode.tables import K, TableKey
 from hipdecode.testing import timing
 from hipdecode.testing.bench_case import DecodeCase
 from hipdecode.testing.bench_report import Checked, Oracle
 from hipdecode.testing.device_clock import WARMUP
 from hipdecode.testing.peers import Hipdecode
-from hipdecode.tuning import HK, PERSISTENT, Choice, Measurement, Point, Trial
+from hipdecode.tuning import HK, PERSISTENT, Choice, Measurement, Point, Trial, other
+
+Call = Callable[[], Tensor]
 
 _MIN_ROUNDS = 5
 _QUIET_SHARE = 0.02
@@ -37,7 +40,7 @@ _GPU_SPLIT_POWERS = 7
 """Splits of hk to try on a GPU: powers of two up to 64, 64 tokens each, that run at once."""
 
 
-def choices(point: Point, where: target.Target) -> tuple[Choice, ...]:
+def choices(point: Point[TableKey], where: target.Target) -> tuple[Choice, ...]:
     """What is timed at a point: both routes, on a GPU also split counts beside that of the rule."""
     if where.device_type == "cpu":
         return HK, PERSISTENT
@@ -48,7 +51,7 @@ def choices(point: Point, where: target.Target) -> tuple[Choice, ...]:
     return HK, *(Choice("hk", count) for count in splits if count != by_rule), PERSISTENT
 
 
-def _splits(choice: Choice, point: Point, where: target.Target) -> int | None:
+def _splits(choice: Choice, point: Point[TableKey], where: target.Target) -> int | None:
     """The number that a choice comes down to at a point; None for persistent."""
     if choice == HK:
         return auto_splits(
@@ -81,7 +84,7 @@ class How:
     wrong: list[str] = field(default_factory=list)
 
 
-def measure(point: Point, how: How, budget_s: float) -> Measurement:
+def measure(point: Point[TableKey], how: How, budget_s: float) -> Measurement[TableKey]:
     """Time all choices at one point in interleaved rounds and check them against the oracle.
 
     Rounds in which a thread of this process had to wait for a CPU tell of the machine's other
@@ -109,18 +112,45 @@ def measure(point: Point, how: How, budget_s: float) -> Measurement:
         device=where.device_type,
     )
     oracle = Oracle(case)
+    calls = {
+        choice: [Hipdecode(str(choice), choice.route, _splits(choice, point, where)).prepare(case)]
+        for choice in choices(point, where)
+    }
+    return race(point, calls, lambda call: oracle.check(call(), where.name), how, budget_s)
+
+
+def race(
+    point: Point[K],
+    calls: Mapping[Choice, Sequence[Call]],
+    check: Callable[[Call], Checked],
+    how: How,
+    budget_s: float,
+) -> Measurement[K]:
+    """Check and time the calls of a point, see `measure`.
+
+    Args:
+        point: the shape.
+        calls: what to time, of each choice the same copies, which take turns; two choices of a
+            round take different ones, lest one finds in a cache what the other has read.
+        check: runs a call and holds its result against the oracle.
+        how: see How.
+        budget_s: see `measure`.
+    """
+    on_device = how.clock.name == "device"
     checks: dict[Choice, Checked] = {}
     thunks: dict[str, list[timing.Thunk]] = {}
-    for choice in choices(point, where):
-        forced = Hipdecode(str(choice), choice.route, _splits(choice, point, where))
-        call = forced.prepare(case)
-        checked = oracle.check(call(), where.name)
+    for number, (choice, copies) in enumerate(calls.items()):
+        checked = check(copies[0])
         if checked.within:
-            checks[choice], thunks[str(choice)] = checked, [how.clock.ready(call)]
+            first = number % len(copies)
+            turns = (*copies[first:], *copies[:first])
+            checks[choice] = checked
+            thunks[str(choice)] = [how.clock.ready(call) for call in turns]
         else:
-            at = f"{key} batch {point.batch} kv_len {point.kv_len}"
+            at = f"{point.key} batch {point.batch} kv_len {point.kv_len}"
             how.wrong.append(f"{choice} at {at}: an error of {checked.max_err:.2e}")
-    if {choice.route for choice in checks} != set(ROUTES):
+    routes = {choice.route for choice in checks}
+    if not routes or {other(route) for route in routes} != routes:
         return Measurement(point, {}, 0)
     rounds = _time_rounds(thunks, budget_s, how)
     quiet = [one for one in rounds if one.waited_share <= _QUIET_SHARE]
@@ -135,7 +165,7 @@ def measure(point: Point, how: How, budget_s: float) -> Measurement:
     return Measurement(point, trials, len(quiet) if enough else 0)
 
 
-def _fits(point: Point) -> bool:
+def _fits(point: Point[TableKey]) -> bool:
     """Whether the GPU holds the cache and the numbers it is drawn from."""
     return point.batch * point.kv_len * _BYTES_OF_A_TOKEN < torch.cuda.mem_get_info()[1]
 
@@ -147,7 +177,7 @@ def _trial(ms: Sequence[float], fastest: Sequence[float], max_err: float, on_dev
     return Trial(us, least, statistics.median(ratios), noise, max_err)
 
 
-def context_lengths(point: Point, spread: float) -> tuple[int, ...]:
+def context_lengths(point: Point[TableKey], spread: float) -> tuple[int, ...]:
     """Return the context of each request: evenly spread over kv_len * (1 +- spread), shuffled.
 
     Their mean is the point's kv_len; none is shorter than the key's q_len.

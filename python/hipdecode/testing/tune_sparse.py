@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""Measures one point of the grid of sparse decode: the rule and other split counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+import hipdecode
+from hipdecode import target
+from hipdecode.sparse_cache import FORMATS
+from hipdecode.sparse_route import (
+    GROUP_ROWS,
+    GROUP_ROWS_OF,
+    MIN_SPLIT_KEYS,
+    SparseKey,
+    sparse_splits,
+)
+from hipdecode.testing.bench_report import Checked
+from hipdecode.testing.sparse_peers import SparseStep
+from hipdecode.testing.tune_run import Call, How, race
+from hipdecode.tuning import RULE, Choice, Measurement, Point
+
+POOL_TOKENS = 131072
+"""More than any cache holds, with every format."""
+_COPIES = 4
+_SPLIT_POWERS = 7
+_MOST_BLOCKS = 4
+"""Splits to try beside the rule: powers of two that give a compute unit at most so many blocks."""
+
+
+def choices(point: Point[SparseKey], family: str) -> dict[Choice, int]:
+    """What is timed at a point, with the split count that it comes down to."""
+    key, group_rows = point.key, GROUP_ROWS_OF.get(family, GROUP_ROWS)
+    by_rule = sparse_splits(
+        tokens=point.batch,
+        nhead=key.nhead,
+        compute_units=key.compute_units,
+        max_keys=point.kv_len,
+        group_rows=group_rows,
+    )
+    blocks = point.batch * -(-key.nhead // group_rows)
+    most = min(_MOST_BLOCKS * key.compute_units // blocks, -(-point.kv_len // MIN_SPLIT_KEYS))
+    counts = [2**power for power in range(_SPLIT_POWERS) if 2**power <= max(most, 2)]
+    return {RULE: by_rule, **{Choice("fixed", n): n for n in counts if n != by_rule}}
+
+
+@dataclass(slots=True)
+class SparsePoints:
+    """Measures points; holds the pool that they read.
+
+    Attributes:
+        how: see How.
+    """
+
+    how: How
+    _pools: dict[str, Tensor] = field(default_factory=dict)
+
+    def measure(self, point: Point[SparseKey], budget_s: float) -> Measurement[SparseKey]:
+        """See `tune_run.measure`; slots lie all over a pool that no cache holds."""
+        key, where = point.key, self.how.target
+        on_device = self.how.clock.name == "device"
+        if on_device and budget_s <= 0:
+            return Measurement(point, {}, 0)
+        cache = self._pool(key.format, where)
+        steps = [
+            SparseStep.draw(
+                key.format, cache, tokens=point.batch, nhead=key.nhead, topk=point.kv_len,
+                sink=key.format == "v4", seed=seed,
+            )
+            for seed in range(1 if on_device else _COPIES)
+        ]  # fmt: skip
+        want = steps[0].want()
+
+        def check(call: Call) -> Checked:
+            steps[0].out.fill_(float("nan"))
+            call()
+            return steps[0].check(where.name, want)
+
+        calls = {
+            choice: [_call(step, splits) for step in steps]
+            for choice, splits in choices(point, where.family).items()
+        }
+        return race(point, calls, check, self.how, budget_s)
+
+    def _pool(self, name: str, where: target.Target) -> Tensor:
+        if name not in self._pools:
+            self._pools[name] = SparseStep.pool(FORMATS[name], POOL_TOKENS, where.device_type)
+        return self._pools[name]
+
+
+def _call(step: SparseStep, splits: int) -> Call:
+    workspace = hipdecode.Workspace(step.q.device)
+
+    def call() -> Tensor:
+        hipdecode.sparse_mla_decode(
+            step.q,
+            step.cache,
+            step.indices,
+            lengths=step.lengths,
+            attn_sink=step.attn_sink,
+            out=step.out,
+            num_splits=splits,
+            workspace=workspace,
+        )
+        return step.out
+
+    return call

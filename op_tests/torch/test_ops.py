@@ -226,6 +226,22 @@ def test_mla_decode_uses_the_workspace_of_the_caller(target: str, device: torch.
         decode(placed, "hk-3", workspace=hipdecode.Workspace(device, max_bytes=1000))
 
 
+def test_plans_of_a_workspace_share_their_partial_results(device: torch.device) -> None:
+    workspace = hipdecode.Workspace(device)
+    plans = []
+    for q_len in (2, 1):
+        qo_indptr, kv_indptr = (
+            torch.tensor([0, end], dtype=torch.int32, device=device) for end in (q_len, 70)
+        )
+        plans.append(
+            hipdecode.plan_mla_decode(
+                qo_indptr, kv_indptr, nhead=16, max_seqlen_q=q_len, workspace=workspace
+            )
+        )
+    first, second = (plan.partial_output.untyped_storage().data_ptr() for plan in plans)
+    assert first == second
+
+
 @pytest.mark.parametrize("kv_len", [None, 1, 100, 1_000_000])
 def test_mla_decode_takes_the_average_length_as_a_hint_only(
     kv_len: int | None, target: str, device: torch.device

@@ -233,3 +233,27 @@ def test_capture_with_a_workspace_too_small_is_refused(device: torch.device) -> 
     refused = pytest.raises(NotWarmed, match="run the largest step once")
     with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
         cold()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("route", ["hk-3", "persistent"])
+def test_a_graph_replays_after_its_workspace_has_grown(device: torch.device, route: str) -> None:
+    if device.type != "cuda":
+        pytest.skip("graphs: a machine with a GPU runs it, --target sm_90")
+    workspace = hipdecode.Workspace(device)
+    buffers = Buffers(FIRST, device)
+    buffers.fill(FIRST)
+    call = step(buffers, route, workspace)
+    call()
+    want = bits(buffers.out, buffers.lse)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    before = workspace.nbytes
+    workspace.splits(64, 128, 512, 16, 4096)
+    assert workspace.nbytes > before
+    taken = [torch.full((1 << 20,), float("nan"), device=device) for _ in range(32)]
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, bits(buffers.out, buffers.lse), want))
+    assert all(bool(part.isnan().all()) for part in taken)

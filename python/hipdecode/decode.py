@@ -382,6 +382,7 @@ def _own_plan(step: _Step, workspace: Workspace | None) -> MlaPlan:
         causal=step.causal,
         head_dim_v=head_dim_v,
         out=kept,
+        workspace=workspace,
     )
     if workspace is not None:
         if kept is None:

@@ -6,7 +6,7 @@ The schedule is made on the device from the lengths there and from host integers
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,13 @@ from .plan_sizes import TILE_ROWS, Bounds, bounds, check_int, check_max_split, s
 from .short_way import SERVED, is_watched
 
 _Buffers = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class HoldsPartials(Protocol):
+    """A Workspace, as far as plans know it."""
+
+    def partials(self, rows: int, nhead: int, head_dim_v: int) -> tuple[Tensor, Tensor]:
+        """[rows, nhead, head_dim_v] and [rows, nhead] fp32, the latter natural logarithms."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,12 +139,18 @@ def _clusters(compute_units: int | None, out: MlaPlan | None, device: torch.devi
     return compute_units
 
 
-def _allocate(need: Bounds, nhead: int, head_dim_v: int, device: torch.device) -> _Buffers:
+def _allocate(
+    need: Bounds, nhead: int, head_dim_v: int, device: torch.device, workspace: HoldsPartials | None
+) -> _Buffers:
     ptrs, work_indptr, info, reduce_indptr, final_map, partial_map = (
         torch.empty(size, dtype=dtype, device=device) for size, dtype in sizes(need)
     )
-    output = torch.empty((need.partial_rows, nhead, head_dim_v), dtype=torch.float32, device=device)
-    lse = torch.empty(output.shape[:2], dtype=torch.float32, device=device)
+    if workspace is not None:
+        output, lse = workspace.partials(need.partial_rows, nhead, head_dim_v)
+    else:
+        shape = (need.partial_rows, nhead, head_dim_v)
+        output = torch.empty(shape, dtype=torch.float32, device=device)
+        lse = torch.empty(shape[:2], dtype=torch.float32, device=device)
     return ptrs, work_indptr, info, reduce_indptr, final_map, partial_map, output, lse
 
 
@@ -182,6 +195,7 @@ def plan_mla_decode(
     topk: int = -1,
     head_dim_v: int = 512,
     out: MlaPlan | None = None,
+    workspace: HoldsPartials | None = None,
 ) -> MlaPlan:
     """Plans one decode step on the device, without reading a length on the host.
 
@@ -205,13 +219,15 @@ def plan_mla_decode(
         topk: -1, or the keys per query token at most, with kv_indices laid out [rows, topk].
         head_dim_v: columns of the partial outputs.
         out: plan whose buffers are filled anew.
+        workspace: a Workspace that holds the partial results of a new plan; all plans made with
+            it share them: their decodes must not run at once. By default a plan has its own.
 
     Returns:
         The plan; shares every buffer with `out` where that is given.
 
     Raises:
         BadArgument: an argument has a wrong type, shape, device or range.
-        WorkspaceError: `out` is too small or of another shape.
+        WorkspaceError: `out` is too small or of another shape, or `workspace` may not grow.
     """
     choices = (
         nhead, max_seqlen_q, page_size, causal, compute_units, max_split_per_batch,
@@ -248,7 +264,7 @@ def plan_mla_decode(
     )
     facts = (batch, nhead, max_seqlen_q, page_size, causal, intra_batch_mode, num_kv_splits)
     if out is None:
-        plan = MlaPlan(*_allocate(need, nhead, head_dim_v, device), *facts)
+        plan = MlaPlan(*_allocate(need, nhead, head_dim_v, device, workspace), *facts)
     else:
         buffers = _reuse(out, need, nhead, head_dim_v, device)
         plan = out if out.facts == facts else MlaPlan(*buffers, *facts)

@@ -3,7 +3,7 @@
 
 A step must not allocate once it is warm. So scratch is kept between calls, one workspace per thread
 and device (or the caller's own), and grows only when a larger step comes, never inside a graph
-capture.
+capture. On a GPU what it has outgrown stays: a graph captured before writes to it at every replay.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from .errors import NotWarmed, WorkspaceError
 from .plan import MlaPlan
 
-_MAX_PLANS = 16
+_MAX_KEPT = 16
 
 
 class SplitScratch(NamedTuple):
@@ -53,6 +53,7 @@ class Workspace:
         self._arrivals = torch.zeros(0, dtype=torch.int32, device=self.device)
         self._splits: OrderedDict[tuple[int, ...], SplitScratch] = OrderedDict()
         self._plans: OrderedDict[tuple[object, ...], MlaPlan] = OrderedDict()
+        self._outgrown: list[Tensor] = []
         self._packed: bytes | None = None
         self.last_plan: MlaPlan | None = None
         """The plan of the last call that made its own here."""
@@ -61,8 +62,9 @@ class Workspace:
     @property
     def nbytes(self) -> int:
         """Bytes held, plans included."""
-        plans = sum(_plan_bytes(plan) for plan in self._plans.values())
-        return self._floats.nbytes + self._arrivals.nbytes + plans
+        plans = sum(_list_bytes(plan) for plan in self._plans.values())
+        outgrown = sum(tensor.nbytes for tensor in self._outgrown)
+        return self._floats.nbytes + self._arrivals.nbytes + outgrown + plans
 
     def packed(self, pack: Callable[..., bytes | None]) -> bytes | None:
         """What the short way of a call needs of it, made once; `pack` is its pack_scratch."""
@@ -83,50 +85,69 @@ class Workspace:
         found = self._splits.get(key)
         if found is not None:
             return found
-        values = rows * num_splits * nhead
-        if values * (head_dim_v + 1) > self._floats.numel():
-            self._forget()
-            self._check_growth(values * (head_dim_v + 1) * 4)
-            self._floats = torch.empty(
-                values * (head_dim_v + 1), dtype=torch.float32, device=self.device
-            )
+        partials = self.partials(rows * num_splits, nhead, head_dim_v)
         if counters > self._arrivals.numel():
-            self._forget()
-            self._check_growth(counters * 4)
-            self._arrivals = torch.zeros(counters, dtype=torch.int32, device=self.device)
-        if len(self._splits) >= _MAX_PLANS:
+            self._arrivals = self._grown(self._arrivals, counters).zero_()
+        if len(self._splits) >= _MAX_KEPT:
             self._splits.popitem(last=False)
-        split = values * head_dim_v
-        scratch = SplitScratch(
-            self._floats[:split].view(rows * num_splits, nhead, head_dim_v),
-            self._floats[split : split + values].view(rows * num_splits, nhead),
-            self._arrivals,
+        found = self._splits[key] = SplitScratch(*partials, self._arrivals)
+        return found
+
+    def partials(self, rows: int, nhead: int, head_dim_v: int) -> tuple[Tensor, Tensor]:
+        """[rows, nhead, head_dim_v] and [rows, nhead] fp32; the same memory in every call.
+
+        Raises:
+            WorkspaceError: it would exceed max_bytes.
+            NotWarmed: it would have to grow during a graph capture.
+        """
+        values = rows * nhead
+        outputs = values * head_dim_v
+        if outputs + values > self._floats.numel():
+            self._floats = self._grown(self._floats, outputs + values)
+        return (
+            self._floats[:outputs].view(rows, nhead, head_dim_v),
+            self._floats[outputs : outputs + values].view(rows, nhead),
         )
-        self._splits[key] = scratch
-        return scratch
 
     def plan(self, key: tuple[object, ...]) -> MlaPlan | None:
         """The plan kept under a key, most recently used last; None for a new key."""
         found = self._plans.get(key)
         if found is not None:
             self._plans.move_to_end(key)
-        elif len(self._plans) >= _MAX_PLANS:
-            self._plans.popitem(last=False)
         return found
 
     def keep_plan(self, key: tuple[object, ...], plan: MlaPlan) -> None:
-        """Keeps a plan for the next call with this key.
+        """Keeps a plan, whose partial results lie here, for the next call with this key.
 
         Raises:
             WorkspaceError: it would exceed max_bytes.
         """
-        self._check_growth(_plan_bytes(plan))
+        self._check_growth(_list_bytes(plan))
+        if not self._graphs and len(self._plans) >= _MAX_KEPT:
+            self._plans.popitem(last=False)
         self._plans[key] = plan
 
-    def _forget(self) -> None:
-        """What was made of memory that is about to be replaced."""
+    @property
+    def _graphs(self) -> bool:
+        """Whether a graph may hold addresses of this memory."""
+        return self.device.type == "cuda"
+
+    def _grown(self, tensor: Tensor, count: int) -> Tensor:
+        """A larger tensor in the place of one that is too small."""
+        self._check_growth(count * tensor.element_size())
+        twice = 2 * tensor.numel()  # what stays behind is never more than what is in use
+        size = tensor.element_size()
+        within = self.max_bytes is None or self.nbytes + twice * size <= self.max_bytes
+        larger = torch.empty(
+            max(count, twice) if self._graphs and within else count,
+            dtype=tensor.dtype,
+            device=self.device,
+        )
+        if self._graphs:
+            self._outgrown.append(tensor)
         self._splits.clear()
         self._packed = None
+        return larger
 
     def _check_growth(self, more: int) -> None:
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -141,7 +162,7 @@ class Workspace:
             )
 
 
-def _plan_bytes(plan: MlaPlan) -> int:
+def _list_bytes(plan: MlaPlan) -> int:
     tensors = (
         plan.work_metadata_ptrs,
         plan.work_indptr,
@@ -149,8 +170,6 @@ def _plan_bytes(plan: MlaPlan) -> int:
         plan.reduce_indptr,
         plan.reduce_final_map,
         plan.reduce_partial_map,
-        plan.partial_output,
-        plan.partial_lse,
     )
     return sum(tensor.nbytes for tensor in tensors)
 

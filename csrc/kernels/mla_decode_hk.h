@@ -148,7 +148,7 @@ struct MlaDecodeHk {
     const auto* partial_o =
         reinterpret_cast<const char*>(p.partial_o + base * Shape::kHeadDimV + column);
     const auto* partial_lse = reinterpret_cast<const char*>(p.partial_lse + base);
-    merge_partials<kColumns, kAhead>(
+    merge_partials<tile::Row<kColumns>, kAhead>(
         {o + column, first ? p.lse + row * p.nhead + head : nullptr, p.o_dtype}, work.used,
         kColumns, [&](int32_t k) -> Partial {
           const auto at = static_cast<uint32_t>(k);

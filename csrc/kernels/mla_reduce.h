@@ -60,7 +60,7 @@ struct MlaReduce {
     auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
     const bool first = column == 0 && p.lse != nullptr;
     const int32_t left = p.head_dim_v - column;
-    merge_partials<kColumns, tile::kMergeAhead>(
+    merge_partials<tile::Row<kColumns>, tile::kMergeAhead>(
         {o + column, first ? p.lse + row * p.nhead + head : nullptr, p.o_dtype}, tile.count,
         left < kColumns ? left : kColumns, [&](int32_t k) -> Partial {
           const int64_t at = (int64_t{tile.map[k]} + r) * p.nhead + head;

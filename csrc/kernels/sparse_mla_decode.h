@@ -163,7 +163,7 @@ struct SparseMlaDecode {
   }
 
   static TILE_FN void merge_row(const Params& p, int32_t token, int32_t head, int32_t used) {
-    merge_partials<Shape::kHeadDimV, tile::kMergeAhead>(
+    merge_partials<tile::Row<Shape::kHeadDimV>, tile::kMergeAhead>(
         row_of(p, token, head), used, Shape::kHeadDimV, [&](int32_t k) -> Partial {
           const int64_t at = partial_at(p, token, k) + head;
           return {p.partial_o + at * Shape::kHeadDimV, p.partial_lse + at};

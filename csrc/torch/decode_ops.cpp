@@ -142,4 +142,42 @@ void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor 
   launch_persistent(kernel, p, clusters, place);
 }
 
+void mla_reduce_decode(Tensor q, Tensor kv_buffer, Tensor o, Tensor qo_indptr, Tensor kv_indptr,
+                       Tensor kv_indices, OptionalTensor kv_last_page_lens, Tensor partial_output,
+                       Tensor partial_lse, OptionalTensor q_scale, OptionalTensor kv_scale,
+                       int64_t batch, int64_t vec, int64_t num_splits, double sm_scale) {
+  const runtime::Place place = begin_call(q);
+  abi::MlaDecodeParams p =
+      checked_params({q, kv_buffer, o, std::nullopt, qo_indptr, kv_indptr, kv_indices,
+                      kv_last_page_lens, q_scale, kv_scale, 1, sm_scale, true});
+  HIPDECODE_CHECK(p.rows_q == p.batch, "q: expected one row for each of ", p.batch,
+                  " requests, got shape ", shape_text(q));
+  HIPDECODE_CHECK(p.page_size == 1, "kv_buffer: expected pages of one token, got shape ",
+                  shape_text(kv_buffer));
+  for (const Tensor* t : {&partial_output, &partial_lse})
+    check_same_device("partial_output, partial_lse", *t, q);
+  p.num_splits = static_cast<int32_t>(std::clamp<int64_t>(num_splits, 1, 1024));
+  p.partial_rows = p.rows_q * p.num_splits;
+  const int64_t partials = p.partial_rows * p.nhead;
+  p.partial_o = float_data("partial_output", partial_output, partials * o.size(2));
+  p.partial_lse = float_data("partial_lse", partial_lse, partials);
+  if (p.batch == 0) return;
+  thread_local runtime::KernelMemo memo;
+  const runtime::Kernel& kernel =
+      remembered_kernel(memo, place, "mla_decode_split", q, kv_buffer, o.size(2), p);
+  cut_into_tiles(kernel, p);
+  launch(kernel, p, int64_t{p.batch} * p.row_tiles * p.num_splits, place);
+  launch_decode_reduce({.partial_o = p.partial_o,
+                        .partial_lse = p.partial_lse,
+                        .kv_indptr = p.kv_indptr,
+                        .o = p.o,
+                        .o_stride_row = p.o_stride_row,
+                        .o_stride_head = p.o_stride_head,
+                        .rows = p.batch,
+                        .nhead = p.nhead,
+                        .head_dim_v = static_cast<int32_t>(o.size(2)),
+                        .o_dtype = p.o_dtype},
+                       {num_splits, batch, vec}, place);
+}
+
 }  // namespace hipdecode::torch_ops

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "../abi/mla_decode_reduce_params.h"
 #include "../abi/mla_reduce_params.h"
 #include "decode_params.h"
 
@@ -32,5 +33,18 @@ void launch_persistent(const runtime::Kernel& kernel, abi::MlaDecodeParams& p, i
 /// @param max_seqlen_q query rows of one tile at most
 void launch_reduce(const runtime::Kernel& kernel, const abi::MlaReduceParams& p,
                    int64_t max_seqlen_q, const runtime::Place& place);
+
+/// How `mla_decode_reduce` goes about its work: its template values.
+struct ReduceShape {
+  int64_t num_splits;  // 1, 2, 4, 8 or 16
+  int64_t batch;       // partials on their way at a time: 1, 2, 4 or 8, num_splits at most
+  int64_t vec;         // columns a lane reads as one: 1, 2 or 4
+};
+
+/// Merges num_splits partials a row. Takes the largest vec, up to the wanted one, that head_dim_v
+/// and the addresses are multiples of.
+/// @throws runtime::Error where the wanted shape is none, or the rows are too many for a launch
+void launch_decode_reduce(abi::MlaDecodeReduceParams p, ReduceShape wanted,
+                          const runtime::Place& place);
 
 }  // namespace hipdecode::torch_ops

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
+#include <bit>
 
 #include "../runtime/driver.h"
 #include "launches.h"
@@ -58,6 +59,87 @@ void mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr,
   p.head_dim_v = static_cast<int32_t>(head_dim_v);
   thread_local runtime::KernelMemo memo;
   launch_reduce(memo.find(place, 0, [] { return "mla_reduce"; }), p, max_seqlen_q, place);
+}
+
+namespace {
+
+constexpr int64_t kMostVec = 4, kMostAhead = 8, kMostDecodeSplits = 16;
+
+bool is_power_of_two(int64_t value, int64_t most) {
+  return value >= 1 && value <= most && std::has_single_bit(static_cast<uint64_t>(value));
+}
+
+/// The largest power of two up to kMostVec that vectors of both sides may have.
+int64_t most_vec(const abi::MlaDecodeReduceParams& p) {
+  const auto from = reinterpret_cast<uintptr_t>(p.partial_o) / sizeof(float);
+  const auto to = reinterpret_cast<uintptr_t>(p.o) / sizeof(uint16_t);
+  const auto strides = static_cast<uint64_t>(p.o_stride_row | p.o_stride_head);
+  const uint64_t bits = from | to | strides | static_cast<uint64_t>(p.head_dim_v) | kMostVec;
+  return int64_t{1} << std::countr_zero(bits);
+}
+
+}  // namespace
+
+void launch_decode_reduce(abi::MlaDecodeReduceParams p, ReduceShape wanted,
+                          const runtime::Place& place) {
+  const auto [num_splits, batch, vec] = wanted;
+  HIPDECODE_CHECK(is_power_of_two(num_splits, kMostDecodeSplits),
+                  "num_splits: expected 1, 2, 4, 8 or 16, got ", num_splits);
+  HIPDECODE_CHECK(is_power_of_two(batch, kMostAhead), "batch: expected 1, 2, 4 or 8, got ", batch);
+  HIPDECODE_CHECK(is_power_of_two(vec, kMostVec), "vec: expected 1, 2 or 4, got ", vec);
+  if (p.rows == 0) return;
+  const int64_t ahead = std::min(batch, num_splits), width = std::min(vec, most_vec(p));
+  thread_local runtime::KernelMemo memo;
+  const auto key = static_cast<uint64_t>(num_splits << 16 | ahead << 8 | width);
+  const runtime::Kernel& kernel = memo.find(place, key, [&] {
+    return runtime::join("mla_decode_reduce/", num_splits, "-", ahead, "-", width);
+  });
+  constexpr int64_t kCpuColumns = 128;  // of a block, times vec: csrc/tile/target/cpu/strip.h
+  const bool cpu = place.device.kind == runtime::DeviceKind::cpu;
+  const int64_t columns = (cpu ? kCpuColumns : kernel.info().threads) * width;
+  const int64_t units = int64_t{p.rows} * p.nhead * ((p.head_dim_v + columns - 1) / columns);
+  constexpr int64_t kMostUnits = 0x7fffffff;
+  HIPDECODE_CHECK(units <= kMostUnits, "reduced: expected at most ", kMostUnits, " vectors of ",
+                  columns, " columns, got ", units);
+  const int64_t threads = cpu ? runtime::driver(place.device.kind).compute_units(0) : units;
+  launch(kernel, p, cpu ? std::min(units, 4 * threads) : units, place);
+}
+
+void mla_decode_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduced, Tensor kv_indptr,
+                       int64_t rows, int64_t batch, int64_t vec, int64_t num_splits) {
+  const runtime::Place place = begin_call(partial_output);
+  HIPDECODE_CHECK(partial_output.dim() >= 3,
+                  "partial_output: expected [T * num_splits, nhead, head_dim_v], got shape ",
+                  shape_text(partial_output));
+  const int64_t nhead = partial_output.size(partial_output.dim() - 2);
+  const int64_t head_dim_v = partial_output.size(partial_output.dim() - 1);
+  constexpr int64_t kMost = 0x7fffffff;
+  HIPDECODE_CHECK(rows >= 0 && rows <= kMost && num_splits >= 0 && num_splits <= kMost,
+                  "T, num_splits: expected 0 to ", kMost, ", got ", rows, " and ", num_splits);
+  HIPDECODE_CHECK(nhead >= 1 && nhead <= kMost && head_dim_v >= 1 && head_dim_v <= kMost,
+                  "partial_output: expected 1 to ", kMost, " heads and columns, got shape ",
+                  shape_text(partial_output));
+  abi::MlaDecodeReduceParams p{};
+  p.o_dtype = check_output("reduced", reduced, nhead);
+  HIPDECODE_CHECK(reduced.size(0) >= rows && reduced.size(2) == head_dim_v,
+                  "reduced: expected at least ", rows, " rows and head_dim_v ", head_dim_v,
+                  ", got shape ", shape_text(reduced));
+  for (const Tensor* t : {&partial_lse, &reduced, &kv_indptr})
+    check_same_device("arguments", *t, partial_output);
+  const int64_t partials = rows * num_splits;
+  HIPDECODE_CHECK(partial_output.numel() / (nhead * head_dim_v) >= partials,
+                  "partial_output: expected at least T * num_splits = ", partials,
+                  " rows, got shape ", shape_text(partial_output));
+  p.partial_o = float_data("partial_output", partial_output, 0);
+  p.partial_lse = float_data("partial_lse", partial_lse, partials * nhead);
+  p.kv_indptr = int32_data("kv_indptr", kv_indptr, rows + 1);
+  p.o = address_of(reduced);
+  p.o_stride_row = reduced.stride(0);
+  p.o_stride_head = reduced.stride(1);
+  p.rows = static_cast<int32_t>(rows);
+  p.nhead = static_cast<int32_t>(nhead);
+  p.head_dim_v = static_cast<int32_t>(head_dim_v);
+  launch_decode_reduce(p, {num_splits, batch, vec}, place);
 }
 
 }  // namespace hipdecode::torch_ops

@@ -33,6 +33,14 @@ STABLE_TORCH_LIBRARY(hipdecode, m) {
       "Tensor reduce_partial_map, Tensor(a!) o, Tensor(b!)? lse, int max_seqlen_q, int "
       "num_kv_splits) -> ()");
   m.def(
+      "mla_reduce_decode(Tensor q, Tensor kv_buffer, Tensor(a!) o, Tensor qo_indptr, Tensor "
+      "kv_indptr, Tensor kv_indices, Tensor? kv_last_page_lens, Tensor(b!) partial_output, "
+      "Tensor(c!) partial_lse, Tensor? q_scale, Tensor? kv_scale, int batch, int vec, int "
+      "num_splits, float sm_scale) -> ()");
+  m.def(
+      "mla_decode_reduce(Tensor partial_output, Tensor partial_lse, Tensor(a!) reduced, Tensor "
+      "kv_indptr, int T, int batch, int vec, int num_splits) -> ()");
+  m.def(
       "mla_plan(Tensor qo_indptr, Tensor kv_indptr, Tensor? kv_last_page_lens, Tensor(a!) "
       "work_metadata, "
       "Tensor(b!) work_info_set, Tensor(c!) work_indptr, Tensor(d!) reduce_indptr, Tensor(e!) "
@@ -56,6 +64,8 @@ STABLE_TORCH_LIBRARY_IMPL(hipdecode, CPU, m) {
   m.impl("mla_decode_hk", boxed<mla_decode_hk>);
   m.impl("mla_decode_persistent", boxed<mla_decode_persistent>);
   m.impl("mla_reduce", boxed<mla_reduce>);
+  m.impl("mla_reduce_decode", boxed<mla_reduce_decode>);
+  m.impl("mla_decode_reduce", boxed<mla_decode_reduce>);
   m.impl("mla_plan", boxed<mla_plan>);
   m.impl("sparse_mla_decode", boxed<sparse_mla_decode>);
 }
@@ -65,6 +75,8 @@ STABLE_TORCH_LIBRARY_IMPL(hipdecode, CUDA, m) {
   m.impl("mla_decode_hk", boxed<mla_decode_hk>);
   m.impl("mla_decode_persistent", boxed<mla_decode_persistent>);
   m.impl("mla_reduce", boxed<mla_reduce>);
+  m.impl("mla_reduce_decode", boxed<mla_reduce_decode>);
+  m.impl("mla_decode_reduce", boxed<mla_decode_reduce>);
   m.impl("mla_plan", boxed<mla_plan>);
   m.impl("sparse_mla_decode", boxed<sparse_mla_decode>);
 }

@@ -27,7 +27,8 @@ from .short_way import ShortWay, open_short_way
 _KINDS = {"cpu": 0, "hip": 1, "cuda": 2, "sim": 3}  # as runtime::DeviceKind
 _MESSAGE_BYTES = 4096
 _OPERATORS = (
-    "mla_decode_hk", "mla_decode_persistent", "mla_reduce", "mla_plan", "sparse_mla_decode",
+    "mla_decode_hk", "mla_decode_persistent", "mla_reduce", "mla_reduce_decode",
+    "mla_decode_reduce", "mla_plan", "sparse_mla_decode",
 )  # fmt: skip
 _Function = TypeVar("_Function", bound=Callable[..., object])
 

@@ -26,13 +26,14 @@ struct Partial {
 /// exp(l_k), natural log; zeros and -inf when no partial saw a key. A wave does it together.
 /// `partial_at(k)` says where partial k lies. A partial that saw no key (l = -inf) adds nothing,
 /// whatever it holds. Flash-Decoding's merge (Dao et al., 2023).
+/// @tparam Row of the target: holds the columns that are merged
 /// @tparam kAhead partials that are on their way at a time
 /// @param columns of the row
-template <int kMostColumns, int kAhead, class PartialAt>
+template <class Row, int kAhead, class PartialAt>
 TILE_FN void merge_partials(const MergedRow& to, int32_t count, int32_t columns,
                             PartialAt partial_at) {
   static_assert(tile::Spread::kMost % kAhead == 0);
-  tile::Row<kMostColumns> sum;
+  Row sum;
   sum.clear();
   tile::Spread weights;
   float best = 0, total = 0;

@@ -39,11 +39,12 @@ TILE_FN void merge_share(tile::Block block, const MergeShare& part, int32_t rows
     const auto* partial_lse = reinterpret_cast<const char*>(row.partial_lse);
     const uint32_t lse_step = row.step * static_cast<uint32_t>(sizeof(float));
     const uint32_t o_step = lse_step * kHeadDim;
-    merge_partials<kColumns, kAhead>(row.to, part.used, kColumns, [&](int32_t k) -> Partial {
-      const auto at = static_cast<uint32_t>(k);
-      return {reinterpret_cast<const float*>(partial_o + uint64_t{at} * o_step),
-              reinterpret_cast<const float*>(partial_lse + uint64_t{at} * lse_step)};
-    });
+    merge_partials<tile::Row<kColumns>, kAhead>(
+        row.to, part.used, kColumns, [&](int32_t k) -> Partial {
+          const auto at = static_cast<uint32_t>(k);
+          return {reinterpret_cast<const float*>(partial_o + uint64_t{at} * o_step),
+                  reinterpret_cast<const float*>(partial_lse + uint64_t{at} * lse_step)};
+        });
   }
 }
 

@@ -23,4 +23,24 @@ TILE_FN SplitRange split_range(int32_t count, int32_t num_splits, int32_t split,
   return {split * chunk, split + 1 < used ? (split + 1) * chunk : count, used};
 }
 
+/// Keys of a block where contexts are cut for `mla_decode_reduce`.
+inline constexpr int32_t kBlockKeys = 64;
+
+/// How many of `num_splits` splits have keys where blocks of kBlockKeys are dealt out: the others'
+/// partials are not written and must not be read.
+TILE_FN int32_t dealt_splits(int64_t count, int32_t num_splits) {
+  return clamp32((count + kBlockKeys - 1) / kBlockKeys, 0, num_splits);
+}
+
+/// Deals blocks of kBlockKeys keys to the splits, as evenly as they go; no key, no split.
+TILE_FN SplitRange dealt_range(int32_t count, int32_t num_splits, int32_t split) {
+  const int32_t used = dealt_splits(count, num_splits);
+  if (split >= used) return {count, count, used};
+  const int32_t blocks = (count + kBlockKeys - 1) / kBlockKeys;
+  const int32_t each = quotient(blocks, used), longer = blocks - each * used;
+  const int32_t begin = split * each + (split < longer ? split : longer);
+  const int32_t end = begin + each + (split < longer);
+  return {begin * kBlockKeys, split + 1 < used ? end * kBlockKeys : count, used};
+}
+
 }  // namespace hipdecode::kernels

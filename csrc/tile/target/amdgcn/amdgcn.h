@@ -6,6 +6,7 @@
 #include "entry.h"
 #include "row.h"
 #include "scalar.h"
+#include "strip.h"
 #include "sync.h"
 // the 32x32 form is made of gfx950's own instructions
 #ifdef __gfx950__

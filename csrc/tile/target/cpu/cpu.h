@@ -4,5 +4,6 @@
 #include "decode_tiles.h"
 #include "entry.h"
 #include "row.h"
+#include "strip.h"
 #include "sync.h"
 #include "vector.h"

@@ -5,4 +5,5 @@
 #include "entry.h"
 #include "row.h"
 #include "scalar.h"
+#include "strip.h"
 #include "sync.h"

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "../abi/mla_decode_reduce_params.h"
+#include "parts/lse_merge.h"
+#include "parts/split_range.h"
+
+namespace hipdecode::kernels {
+
+/// Merges the splits of requests with one query row each by LSE: where a partial lies and how many
+/// there are follows from the row and its length alone. Splits without keys are never read; a
+/// request without keys comes out as zero.
+/// @tparam kSplits partials of a row at most
+/// @tparam kAhead of them on their way at a time
+/// @tparam kVec neighbouring columns of a lane
+template <int kSplits, int kAhead, int kVec>
+struct MlaDecodeReduce {
+  using Params = abi::MlaDecodeReduceParams;
+  using Strip = tile::Strip<kVec>;
+  static constexpr int kWaves = 4;
+  struct Shared {};
+  static_assert(kAhead <= kSplits);
+
+  static TILE_FN void run(const Params& p, tile::Block block, Shared&) {
+    // stage 0: a block takes columns of one head of one row
+    const int32_t columns = Strip::kColumns * block.waves();
+    const int32_t parts = (p.head_dim_v + columns - 1) / columns;
+    const uint32_t units = static_cast<uint32_t>(p.rows) * p.nhead * parts;
+    TILE_ROLLED
+    for (uint32_t unit = block.index(); unit < units; unit += block.count()) {
+      const int32_t vector = quotient(static_cast<int32_t>(unit), parts);
+      const int32_t part = static_cast<int32_t>(unit) - vector * parts;
+      const int32_t row = quotient(vector, p.nhead), head = vector - row * p.nhead;
+      merge(p, row, head, part * columns + block.wave() * Strip::kColumns);
+    }
+  }
+
+  /// stage 1: one wave merges the columns from `column` on.
+  static TILE_FN void merge(const Params& p, int32_t row, int32_t head, int32_t column) {
+    if (column >= p.head_dim_v) return;
+    const int64_t keys = int64_t{p.kv_indptr[row + 1]} - p.kv_indptr[row];
+    const int32_t left = p.head_dim_v - column;
+    const int64_t first = int64_t{row} * kSplits * p.nhead + head;
+    auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
+    merge_partials<Strip, kAhead>(
+        {o + column, nullptr, p.o_dtype}, dealt_splits(keys, kSplits),
+        left < Strip::kColumns ? left : Strip::kColumns, [&](int32_t k) -> Partial {
+          const int64_t at = first + int64_t{k} * p.nhead;
+          return {p.partial_o + at * p.head_dim_v + column, p.partial_lse + at};
+        });
+  }
+};
+
+}  // namespace hipdecode::kernels

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "parts/mla_tile.h"
+#include "parts/split_range.h"
+
+namespace hipdecode::kernels {
+
+/// The first half of a decode that `mla_decode_reduce` ends: one block per (request, tile of heads,
+/// split of its keys), each request with one query row. Every split that has keys becomes a
+/// partial, one alone as well; splits without keys write nothing.
+template <class Shape>
+struct MlaDecodeSplit {
+  using Params = abi::MlaDecodeParams;
+  using Tile = MlaTile<Shape, tile::Schedule::hk>;
+  using Tiles = typename Tile::Tiles;
+  using Shared = typename Tiles::Shared;
+  static constexpr int kWaves = Tiles::kWaves, kRows = Tiles::kRows;
+
+  static TILE_FN void run(const Params& p, tile::Block block, Shared& shared) {
+    // stage 0: which request, heads and keys
+    const int32_t tile_index = quotient(block.index(), p.num_splits);
+    const int32_t split = block.index() - tile_index * p.num_splits;
+    const int32_t row = quotient(tile_index, p.row_tiles);
+    if (row >= p.batch) return;
+    const int32_t first_page = p.kv_indptr[row], end_page = p.kv_indptr[row + 1];
+    const int64_t pages = clamp(int64_t{end_page} - first_page, 0, p.num_kv_indices);
+    const int32_t tokens = tokens_of(p, pages, last_page(p, row));
+    const SplitRange part = dealt_range(tokens, p.num_splits, split);
+    if (split >= part.used) return;
+    const int32_t head = (tile_index - row * p.row_tiles) * kRows;
+    const int32_t end_head = head + kRows < p.nhead ? head + kRows : p.nhead;
+    // stage 1: attend and write the partial
+    Tiles tiles(shared, block);
+    Tile::run(
+        p, {row, 0, 1, head, end_head},
+        {.first_index = first_page, .begin = part.begin, .end = part.end, .causal_end = tokens},
+        {true, int64_t{row} * p.num_splits + split, p.num_splits}, tiles);
+  }
+};
+
+}  // namespace hipdecode::kernels

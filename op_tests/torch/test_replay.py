@@ -70,7 +70,7 @@ class Buffers:
             result.fill_(float("nan"))
 
 
-def step(buffers: Buffers, route: str, workspace: hipdecode.Workspace, plan: Any = None) -> Call:
+def step(buffers: Buffers, route: str, workspace: hipdecode.Workspace | None) -> Call:
     """The call under test: `planned` makes the plan and decodes by it, as an engine's step does."""
     name, _, splits = route.partition("-")
     inputs = buffers.inputs
@@ -257,3 +257,28 @@ def test_a_graph_replays_after_its_workspace_has_grown(device: torch.device, rou
     torch.cuda.synchronize()
     assert all(map(torch.equal, bits(buffers.out, buffers.lse), want))
     assert all(bool(part.isnan().all()) for part in taken)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("route", ["hk-3", "persistent"])
+def test_graphs_captured_on_a_stream_that_was_never_warm_replay(
+    device: torch.device, route: str
+) -> None:
+    if device.type != "cuda":
+        pytest.skip("graphs: a machine with a GPU runs it, --target sm_90")
+    graphs = []
+    for case in variants(FIRST, 2):
+        buffers = Buffers(FIRST, device)
+        buffers.fill(case)
+        call = step(buffers, route, None)
+        call()
+        want = bits(buffers.out, buffers.lse)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        graphs.append((buffers, graph, want))
+    for buffers, graph, want in reversed(graphs * 3):
+        for result in (buffers.out, buffers.lse):
+            result.fill_(float("nan"))
+        graph.replay()
+        assert all(map(torch.equal, bits(buffers.out, buffers.lse), want))

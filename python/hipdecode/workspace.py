@@ -21,6 +21,11 @@ from .errors import NotWarmed, WorkspaceError
 from .plan import MlaPlan
 
 _MAX_KEPT = 16
+_NOT_WARMED = (
+    "workspace: expected enough memory from before the capture, got a larger step; "
+    "run the largest step once before capturing"
+)
+_RESERVE = 1 << 18  # counters: one for each request and tile of 16 query rows
 
 
 class SplitScratch(NamedTuple):
@@ -87,7 +92,7 @@ class Workspace:
             return found
         partials = self.partials(rows * num_splits, nhead, head_dim_v)
         if counters > self._arrivals.numel():
-            self._arrivals = self._grown(self._arrivals, counters).zero_()
+            self._arrivals = self._more_counters(counters)
         if len(self._splits) >= _MAX_KEPT:
             self._splits.popitem(last=False)
         found = self._splits[key] = SplitScratch(*partials, self._arrivals)
@@ -149,12 +154,12 @@ class Workspace:
         self._packed = None
         return larger
 
+    def _more_counters(self, count: int) -> Tensor:
+        return self._grown(self._arrivals, count).zero_()
+
     def _check_growth(self, more: int) -> None:
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise NotWarmed(
-                "workspace: expected enough memory from before the capture, got a larger step; "
-                "run the largest step once before capturing"
-            )
+        if _is_capturing(self.device):
+            raise NotWarmed(_NOT_WARMED)
         if self.max_bytes is not None and self.nbytes + more > self.max_bytes:
             raise WorkspaceError(
                 f"workspace: expected at most {self.max_bytes} bytes, got a step that needs "
@@ -174,11 +179,37 @@ def _list_bytes(plan: MlaPlan) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+class _StreamWorkspace(Workspace):
+    """A stream's own. It may grow in a capture, whose stream is rarely the one that was warm.
+
+    The memory is then the graph's, and is kept. Counters must be zero before the first replay, so
+    they come from a reserve that an earlier call has filled.
+    """
+
+    def _more_counters(self, count: int) -> Tensor:
+        if not _is_capturing(self.device):
+            return super()._more_counters(count)
+        reserve = _mine.zeros.get(str(self.device))
+        if reserve is None or reserve.numel() < count:
+            raise NotWarmed(_NOT_WARMED)
+        _mine.zeros[str(self.device)] = reserve[count:]
+        return reserve[:count]
+
+    def _check_growth(self, more: int) -> None:
+        if not _is_capturing(self.device):
+            super()._check_growth(more)
+
+
 class _PerThread(threading.local):
     """Threads decode at once, so each has workspaces of its own."""
 
     def __init__(self) -> None:
         self.by_device: dict[tuple[str, int], Workspace] = {}
+        self.zeros: dict[str, Tensor] = {}
 
 
 _all: weakref.WeakSet[Workspace] = weakref.WeakSet()
@@ -191,7 +222,9 @@ def default_workspace(device: torch.device) -> Workspace:
     key = (str(device), stream)
     found = _mine.by_device.get(key)
     if found is None:
-        found = _mine.by_device[key] = Workspace(device)
+        if device.type == "cuda" and str(device) not in _mine.zeros and not _is_capturing(device):
+            _mine.zeros[str(device)] = torch.zeros(_RESERVE, dtype=torch.int32, device=device)
+        found = _mine.by_device[key] = _StreamWorkspace(device)
     return found
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         UnsupportedShape,
         WorkspaceError,
     )
+    from .install import install_as_aiter
     from .ops import load_binding
     from .plan import MlaPlan, plan_mla_decode
     from .plan_sizes import mla_metadata_info
@@ -42,6 +43,7 @@ _HOMES = {
         "UnsupportedShape",
         "WorkspaceError",
     ),
+    "install": ("install_as_aiter",),
     "ops": ("load_binding",),
     "plan": ("MlaPlan", "plan_mla_decode"),
     "plan_sizes": ("mla_metadata_info",),
@@ -63,6 +65,7 @@ __all__ = [
     "UnsupportedShape",
     "Workspace",
     "WorkspaceError",
+    "install_as_aiter",
     "load_binding",
     "mla_decode",
     "mla_metadata_info",

@@ -87,3 +87,11 @@ def sparse_kernels(target: str) -> None:
     module = registry.default().module("sparse_mla_decode")
     if targets.resolve(target).artefact not in module.targets:
         pytest.skip(f"{target} has no sparse kernels: runs on any CPU machine")
+
+
+@pytest.fixture
+def paged_kernels(target: str) -> None:
+    """Skips on targets that paged attention has no kernels for."""
+    module = registry.default().module("paged_attention")
+    if targets.resolve(target).artefact not in module.targets:
+        pytest.skip(f"{target} has no paged kernels: runs on any CPU machine")

@@ -7,6 +7,7 @@
 #include "parts/bounds.h"
 #include "parts/merge_splits.h"
 #include "parts/split_range.h"
+#include "parts/unowned_rows.h"
 
 namespace hipdecode::kernels {
 
@@ -36,6 +37,8 @@ struct PagedAttention {
   static constexpr int kWaves = Tiles::kWaves, kRows = Tiles::kRows, kTokens = Tiles::kTokens;
   static constexpr int32_t kMinSplitTokens = 64;
   static constexpr int32_t kMostTokens = 1 << 30;
+  static constexpr float kLeastScale =
+      1e-30f;  // hidden scores are -inf, and zero times that is NaN
   static constexpr bool kMeets = tile::kBlocksMeet;  // for KernelInfo
   static_assert(tile::PagedTilesOf<Tiles, tile::Block, Cache>,
                 "the target lacks an operation of paged attention, see concepts.h");
@@ -204,7 +207,8 @@ struct PagedAttention {
   /// Attends packed rows [begin, begin + rows) to the keys of this block.
   static TILE_FN void attend(const Params& p, const Work& work, int32_t begin, int32_t rows,
                              Tiles& tiles) {
-    const float scale = tile::uniform(tile::own(p.sm_scale * tile::kLog2E * scale_of(p.k.scale)));
+    const float factor = p.sm_scale * tile::kLog2E * scale_of(p.k.scale);
+    const float scale = tile::uniform(tile::own(factor == 0 ? kLeastScale : factor));
     tiles.load_queries(QueryRow{p, work, begin}, rows);
     const int32_t seen =
         visible_in(p, work, begin, work.first_key, work.end_key - work.first_key)(rows - 1);
@@ -225,20 +229,22 @@ struct PagedAttention {
   static TILE_FN void run(const Params& p, tile::Block block, Shared& shared) {
     // stage 0: which request, head, rows and keys
     const Work work = work_of(p, block);
-    if (!work.exists()) return;
-    // stage 1: attend; a tile has one pass unless a request is longer than max_seqlen_q
-    const Cache cache = cache_of(p, work.kv_head);
-    Tiles tiles(shared, block, cache);
-    for (int32_t begin = work.begin; begin < work.packed; begin += work.stride) {
-      const int32_t rows = work.packed - begin < kRows ? work.packed - begin : kRows;
-      attend(tile::reread(p), work, begin, rows, tiles);
-      const float* out_scale = tile::reread(p).out_scale;
-      const float value_scale =
-          scale_of(tile::reread(p).v.scale) / (out_scale == nullptr ? 1.0f : *out_scale);
-      tiles.store(rows, Place{tile::reread(p), work, begin}, value_scale);
+    if (work.exists()) {
+      // stage 1: attend; a tile has one pass unless a request is longer than max_seqlen_q
+      Tiles tiles(shared, block, cache_of(p, work.kv_head));
+      for (int32_t begin = work.begin; begin < work.packed; begin += work.stride) {
+        const int32_t rows = work.packed - begin < kRows ? work.packed - begin : kRows;
+        attend(tile::reread(p), work, begin, rows, tiles);
+        tiles.store(rows, Place{tile::reread(p), work, begin}, value_scale(tile::reread(p)));
+      }
+      // stage 2: the splits become one
+      if (work.used > 1) merge(tile::reread(p), block, work);
     }
-    // stage 2: the splits become one
-    if (work.used > 1) merge(tile::reread(p), block, work);
+    if (p.qo_indptr != nullptr) clear_unowned_rows<Shape::kHeadDim>(tile::reread(p), block);
+  }
+
+  static TILE_FN float value_scale(const Params& p) {
+    return scale_of(p.v.scale) / (p.out_scale == nullptr ? 1.0f : *p.out_scale);
   }
 
   static TILE_FN void merge(const Params& p, tile::Block block, const Work& work) {

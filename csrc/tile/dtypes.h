@@ -56,6 +56,33 @@ constexpr float fp8_e4m3fn_to_float(uint8_t bits) {
 }
 constexpr float fp8_e4m3fnuz_to_float(uint8_t bits) { return fp8_to_float(bits, 8, bits == 0x80); }
 
+/// Nearest even, saturating; `most` is the code of the largest value.
+constexpr uint8_t float_to_fp8(float value, int bias, uint8_t most, uint8_t nan, float largest) {
+  if (value != value) return nan;
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const auto sign = static_cast<uint8_t>(bits >> 24 & 0x80);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const float size = std::bit_cast<float>(magnitude);
+  if (size >= largest) return sign | most;
+  uint32_t code = 0;
+  if (magnitude < static_cast<uint32_t>(128 - bias) << 23) {  // subnormal: steps of 2^(-bias - 2)
+    const float steps = std::bit_cast<float>(static_cast<uint32_t>(bias + 2 + 127) << 23);
+    code = std::bit_cast<uint32_t>(size * steps + 0x1p23f) - 0x4b000000u;
+  } else {
+    code = ((magnitude + 0x7ffff + (magnitude >> 20 & 1)) >> 20) -
+           (static_cast<uint32_t>(127 - bias) << 3);
+  }
+  const bool no_sign = code == 0 && nan == 0x80;  // fnuz: that is its NaN
+  return no_sign ? 0 : static_cast<uint8_t>(sign | code);
+}
+
+constexpr uint8_t float_to_fp8_e4m3fn(float value) {
+  return float_to_fp8(value, 7, 0x7e, 0x7f, 448);
+}
+constexpr uint8_t float_to_fp8_e4m3fnuz(float value) {
+  return float_to_fp8(value, 8, 0x7f, 0x80, 240);
+}
+
 /// Storage type of one element.
 template <abi::DType kType>
 struct Storage {

@@ -46,4 +46,11 @@ void sparse_mla_decode(Tensor q, Tensor cache, Tensor indices, OptionalTensor in
                        OptionalTensor partial_lse, OptionalTensor arrivals, int64_t num_splits,
                        double sm_scale, bool fnuz, bool extra_fnuz);
 
+void paged_attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor o, OptionalTensor lse,
+                     Tensor block_tables, Tensor context_lens, OptionalTensor qo_indptr,
+                     OptionalTensor k_scale, OptionalTensor v_scale, OptionalTensor out_scale,
+                     OptionalTensor partial_output, OptionalTensor partial_lse,
+                     OptionalTensor arrivals, int64_t max_seqlen_q, int64_t num_splits,
+                     double sm_scale, bool fast, bool fnuz);
+
 }  // namespace hipdecode::torch_ops

@@ -55,6 +55,12 @@ STABLE_TORCH_LIBRARY(hipdecode, m) {
       "Tensor? attn_sink, Tensor(a!) o, Tensor(b!)? lse, Tensor(c!)? partial_output, Tensor(d!)? "
       "partial_lse, Tensor(e!)? arrivals, int num_splits, float sm_scale, bool fnuz, bool "
       "extra_fnuz) -> ()");
+  m.def(
+      "paged_attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor(a!) o, Tensor(b!)? "
+      "lse, Tensor block_tables, Tensor context_lens, Tensor? qo_indptr, Tensor? k_scale, Tensor? "
+      "v_scale, Tensor? out_scale, Tensor(c!)? partial_output, Tensor(d!)? partial_lse, "
+      "Tensor(e!)? "
+      "arrivals, int max_seqlen_q, int num_splits, float sm_scale, bool fast, bool fnuz) -> ()");
 }
 
 using namespace hipdecode::torch_ops;
@@ -68,6 +74,7 @@ STABLE_TORCH_LIBRARY_IMPL(hipdecode, CPU, m) {
   m.impl("mla_decode_reduce", boxed<mla_decode_reduce>);
   m.impl("mla_plan", boxed<mla_plan>);
   m.impl("sparse_mla_decode", boxed<sparse_mla_decode>);
+  m.impl("paged_attention", boxed<paged_attention>);
 }
 
 // PyTorch for ROCm calls its devices cuda, too.
@@ -79,6 +86,7 @@ STABLE_TORCH_LIBRARY_IMPL(hipdecode, CUDA, m) {
   m.impl("mla_decode_reduce", boxed<mla_decode_reduce>);
   m.impl("mla_plan", boxed<mla_plan>);
   m.impl("sparse_mla_decode", boxed<sparse_mla_decode>);
+  m.impl("paged_attention", boxed<paged_attention>);
 }
 
 /// The functions of short_way.h as a tuple of Python's, in the order of ShortWay; null where this

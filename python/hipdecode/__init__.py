@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from .install import install_as_aiter
     from .ops import load_binding
+    from .paged import paged_attention
     from .plan import MlaPlan, plan_mla_decode
     from .plan_sizes import mla_metadata_info
     from .reduce import mla_reduce
@@ -45,6 +46,7 @@ _HOMES = {
     ),
     "install": ("install_as_aiter",),
     "ops": ("load_binding",),
+    "paged": ("paged_attention",),
     "plan": ("MlaPlan", "plan_mla_decode"),
     "plan_sizes": ("mla_metadata_info",),
     "reduce": ("mla_reduce",),
@@ -71,6 +73,7 @@ __all__ = [
     "mla_metadata_info",
     "mla_reduce",
     "new_sparse_cache",
+    "paged_attention",
     "plan_mla_decode",
     "quantize_v4",
     "quantize_v32",

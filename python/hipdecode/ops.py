@@ -8,6 +8,7 @@ first call. The operators, all of which write into tensors of the caller:
 * `mla_reduce`: merges partial results, see `hipdecode.mla_reduce`
 * `mla_plan`: fills a work list, see `hipdecode.plan_mla_decode`
 * `sparse_mla_decode`: see `hipdecode.sparse_mla_decode`
+* `paged_attention`: see `hipdecode.paged_attention`
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _KINDS = {"cpu": 0, "hip": 1, "cuda": 2, "sim": 3}  # as runtime::DeviceKind
 _MESSAGE_BYTES = 4096
 _OPERATORS = (
     "mla_decode_hk", "mla_decode_persistent", "mla_reduce", "mla_reduce_decode",
-    "mla_decode_reduce", "mla_plan", "sparse_mla_decode",
+    "mla_decode_reduce", "mla_plan", "sparse_mla_decode", "paged_attention",
 )  # fmt: skip
 _Function = TypeVar("_Function", bound=Callable[..., object])
 

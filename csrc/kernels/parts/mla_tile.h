@@ -9,6 +9,7 @@
 #include "../../tile/tile.h"
 #include "attend.h"
 #include "bounds.h"
+#include "unowned_rows.h"
 
 namespace hipdecode::kernels {
 
@@ -206,24 +207,5 @@ struct MlaTile {
     }
   }
 };
-
-/// Rows that no request owns (padding of a captured batch) come out as zero with LSE -inf.
-template <int kHeadDimV>
-TILE_FN void clear_unowned_rows(const abi::MlaDecodeParams& p, tile::Block block) {
-  const int64_t wave = int64_t{block.index()} * block.waves() + block.wave();
-  if (wave >= p.rows_q * p.nhead) return;  // fetching waves do not wait for what is owned
-  const int64_t owned = clamp(p.qo_indptr[p.batch], 0, p.rows_q);
-  const int64_t waves = int64_t{block.count()} * block.waves();
-  TILE_ROLLED
-  for (int64_t unit = owned * p.nhead + wave; unit < p.rows_q * p.nhead; unit += waves) {
-    const int64_t row = static_cast<uint32_t>(unit) / static_cast<uint32_t>(p.nhead),
-                  head = unit - row * p.nhead;
-    tile::Row<kHeadDimV> nothing;
-    nothing.clear();
-    auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
-    nothing.store(o, 1.0f, kHeadDimV, p.o_dtype);
-    if (p.lse != nullptr && tile::first_lane()) p.lse[unit] = -tile::kInfinity;
-  }
-}
 
 }  // namespace hipdecode::kernels

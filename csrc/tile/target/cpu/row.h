@@ -5,11 +5,19 @@
 
 namespace hipdecode::tile {
 
-/// destination[i] = source[i] * scale, as bf16 or fp16 or fp32
+/// destination[i] = source[i] * scale, as that type
 TILE_FN void write_row(void* destination, const float* source, float scale, int count,
                        abi::DType type) {
   if (type == abi::DType::fp32) {
     for (int i = 0; i < count; ++i) static_cast<float*>(destination)[i] = source[i] * scale;
+    return;
+  }
+  if (type == abi::DType::fp8_e4m3fn || type == abi::DType::fp8_e4m3fnuz) {
+    auto* out = static_cast<uint8_t*>(destination);
+    const bool fn = type == abi::DType::fp8_e4m3fn;
+    for (int i = 0; i < count; ++i)
+      out[i] =
+          fn ? float_to_fp8_e4m3fn(source[i] * scale) : float_to_fp8_e4m3fnuz(source[i] * scale);
     return;
   }
   auto* out = static_cast<uint16_t*>(destination);
@@ -61,7 +69,7 @@ class Row {
         if (weights[n] != 0) sum_[i] += weights[n] * partials.row[n][i];
   }
 
-  /// destination[i] = element i * scale, as bf16, fp16 or fp32.
+  /// destination[i] = element i * scale, as that type.
   void store(void* destination, float scale, int count, abi::DType type) const {
     write_row(destination, sum_, scale, count, type);
   }

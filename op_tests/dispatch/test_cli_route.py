@@ -113,6 +113,16 @@ def test_models_are_supported_on_every_family(name: str) -> None:
                 )
 
 
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [("deepseek-v3.2", "near v32 nhead 128,"), ("deepseek-v4", "near v4 nhead 128,")],
+)
+def test_route_command_takes_the_format_from_a_model(model: str, why: str) -> None:
+    lines = run(f"--target gfx950 --model {model} --batch 64")
+    assert lines[0].endswith("splits")
+    assert why in "\n".join(lines)
+
+
 def test_find_model_lists_names_when_unknown() -> None:
     with pytest.raises(BadArgument, match=r"model: expected one of deepseek-v2-lite, .*got gpt"):
         find_model("gpt")

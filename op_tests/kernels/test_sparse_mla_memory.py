@@ -13,6 +13,7 @@ from torch import Tensor
 
 import hipdecode
 from hipdecode.testing.sparse_cases import (
+    SparseBuffers,
     SparseCase,
     SparseInputs,
     assert_sparse_matches,
@@ -179,28 +180,12 @@ def test_sparse_mla_decode_follows_new_contents_of_the_same_buffers(
 ) -> None:
     lens = [(300, 64, 0), (0, 0, 0), (1, 299, 300), (95, 96, 97), (300, 300, 300)]
     biggest = SparseCase(form, 12, lens=(300, 300, 300), extra_lens=(300, 300, 300), layout=layout)
-    buffers = to_device(make_sparse_inputs(for_target(biggest, target)), device)
-    out = torch.full((3, 12, 512), NAN, dtype=torch.bfloat16, device=device)
-    lse = torch.full((3, 12), NAN, device=device)
+    buffers = SparseBuffers(biggest, target, device)
     for turn, mine in enumerate(lens):
-        more = tuple(reversed(mine))
-        case = dataclasses.replace(biggest, lens=mine, extra_lens=more, seed=turn)
-        new = make_sparse_inputs(for_target(case, target))
-        for name, buffer in buffers.items():
-            value = new[name]  # type: ignore[literal-required]
-            if not isinstance(buffer, Tensor):
-                continue
-            if name in ("cache", "extra_cache"):
-                buffer.fill_(0xFF)
-            elif "indices" in name:
-                buffer.fill_(-1)
-            index = tuple(slice(0, n) for n in value.shape)
-            buffer[index] = value.to(device)
-        if form == "v4":  # the parts of a block lie where its size puts them
-            for name in ("cache", "extra_cache"):
-                _copy_blocks(new[name], buffers[name])  # type: ignore[literal-required]
-        _run(buffers, device, splits, out=out, lse=lse)
-        assert_sparse_matches(buffers, out, lse, target, str(case))
+        case = dataclasses.replace(biggest, lens=mine, extra_lens=mine[::-1], seed=turn)
+        buffers.fill(case)
+        _run(buffers.inputs, device, splits, out=buffers.out, lse=buffers.lse)
+        assert_sparse_matches(buffers.inputs, buffers.out, buffers.lse, target, str(case))
 
 
 def _copy_blocks(source: Tensor, target: Tensor) -> None:

@@ -21,6 +21,7 @@ import hipdecode
 from hipdecode import settings
 from hipdecode.errors import NotWarmed
 from hipdecode.testing import cases, compare
+from hipdecode.testing.calls import captured
 from hipdecode.testing.cases import Case
 from hipdecode.workspace import default_workspace
 
@@ -87,18 +88,6 @@ def step(buffers: Buffers, route: str, workspace: hipdecode.Workspace | None) ->
         hipdecode.mla_decode(**inputs, **options, plan=kept)
 
     return planned
-
-
-def captured(call: Call, device: torch.device) -> Call:
-    """What replays one call: a graph on a GPU, the call itself on a CPU."""
-    call()
-    if device.type == "cpu":
-        return call
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
 
 
 def variants(case: Case, count: int) -> list[Case]:

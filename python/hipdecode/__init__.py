@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .plan import MlaPlan, plan_mla_decode
     from .plan_sizes import mla_metadata_info
     from .reduce import mla_reduce
-    from .sparse import sparse_mla_decode
+    from .sparse import sparse_mla_decode, warmup_sparse
     from .sparse_cache import new_sparse_cache, quantize_v4, quantize_v32
     from .warm import warmup
     from .workspace import Workspace, workspace_bytes
@@ -50,7 +50,7 @@ _HOMES = {
     "plan": ("MlaPlan", "plan_mla_decode"),
     "plan_sizes": ("mla_metadata_info",),
     "reduce": ("mla_reduce",),
-    "sparse": ("sparse_mla_decode",),
+    "sparse": ("sparse_mla_decode", "warmup_sparse"),
     "sparse_cache": ("new_sparse_cache", "quantize_v32", "quantize_v4"),
     "warm": ("warmup",),
     "workspace": ("Workspace", "workspace_bytes"),
@@ -79,6 +79,7 @@ __all__ = [
     "quantize_v32",
     "sparse_mla_decode",
     "warmup",
+    "warmup_sparse",
     "workspace_bytes",
 ]
 

@@ -25,7 +25,9 @@ class ModelShape:
         head_dim_v: columns of V.
         q_len: query tokens per request, one entry for each way it is served.
         page_size: tokens per page.
-        dtypes: (q_dtype, kv_dtype) pairs; `fp8` is the target's own kind (`Target.dtype`).
+        dtypes: (q_dtype, kv_dtype) pairs of dense decode; `fp8` is the target's own kind
+            (`Target.dtype`).
+        sparse: cache format of sparse decode, or None.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ModelShape:
     q_len: tuple[int, ...]
     page_size: int
     dtypes: tuple[tuple[str, str], ...]
+    sparse: str | None = None
 
 
 @cache
@@ -54,6 +57,7 @@ def load_models() -> Mapping[str, ModelShape]:
                 q_len=tuple(entry["q_len"]),
                 page_size=entry["page_size"],
                 dtypes=tuple(split_dtypes(pair) for pair in entry["dtypes"]),
+                sparse=entry.get("sparse"),
             )
             for name, entry in entries.items()
         }

@@ -176,7 +176,7 @@ def _check_not_capturing(device: torch.device, name: str) -> None:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise NotWarmed(
             f"kernel {name}: expected it to be loaded before the graph capture, got its first use "
-            "inside; call hipdecode.warmup() or run the step once before capturing"
+            "inside; call hipdecode.warmup() (sparse: warmup_sparse()) or run the step once before"
         )
 
 

@@ -24,8 +24,7 @@ from hipdecode.tables import gain_pct
 @click.option(
     "--op",
     type=click.Choice(["mla_decode", "sparse_mla_decode"]),
-    default="mla_decode",
-    show_default=True,
+    help="[mla_decode, or what the model runs]",
 )
 @click.option("--format", "form", type=click.Choice(FORMAT_NAMES), help="Of sparse. [v32]")
 @click.option("--target", "target_name", default=None, help="Target, default this machine's.")
@@ -50,7 +49,7 @@ from hipdecode.tables import gain_pct
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     *,
-    op: str,
+    op: str | None,
     form: str | None,
     target_name: str | None,
     model: str | None,
@@ -74,28 +73,33 @@ def command(
     """
     target = targets.resolve(target_name)
     named = find_model(model) if model else None
-    if op == "sparse_mla_decode":
-        sparse = SparseShape(
+    units = compute_units or target.compute_units()
+    nhead = _first(nhead, named.nhead if named else 128)
+    q_len = _first(q_len, named.q_len[0] if named else 1)
+    sparse = named.sparse if named else None
+    if op == "sparse_mla_decode" or (op is None and sparse):
+        wanted = SparseShape(
             family=target.family,
-            compute_units=compute_units or target.compute_units(),
-            format=form or "v32",
-            tokens=batch * _first(q_len, named.q_len[0] if named else 1),
-            nhead=_first(nhead, named.nhead if named else 128),
+            compute_units=units,
+            format=form or sparse or "v32",
+            tokens=batch * q_len,
+            nhead=nhead,
             max_keys=_first(kv_len, 2048),
             num_splits=num_splits,
         )
-        found = route_sparse_mla_decode(sparse)
-        click.echo(_as_json(sparse, found) if as_json else explain_sparse(sparse, found))
+        found = route_sparse_mla_decode(wanted)
+        click.echo(_as_json(wanted, found) if as_json else explain_sparse(wanted, found))
         return
-    both = split_dtypes(dtype) if dtype else named.dtypes[0] if named else ("bf16", "bf16")
+    own = named.dtypes[0] if named and named.dtypes else ("bf16", "bf16")
+    both = split_dtypes(dtype) if dtype else own
     default_dims = (named.head_dim_qk, named.head_dim_v) if named else (576, 512)
     dims = _parse_dims(head_dims) if head_dims else default_dims
     shape = DecodeShape(
         family=target.family,
-        compute_units=compute_units or target.compute_units(),
+        compute_units=units,
         batch=batch,
-        nhead=_first(nhead, named.nhead if named else 128),
-        q_len=_first(q_len, named.q_len[0] if named else 1),
+        nhead=nhead,
+        q_len=q_len,
         kv_len=kv_len,
         q_dtype=target.dtype(q_dtype or both[0]),
         kv_dtype=target.dtype(kv_dtype or both[1]),

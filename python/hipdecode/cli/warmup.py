@@ -15,7 +15,7 @@ from hipdecode.models import find_model, split_dtypes
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--op", help="An operator instead of a model: mla_decode, mla_reduce or mla_plan.")
+@click.option("--op", help="Instead of a model: mla_decode, sparse_mla_decode, mla_reduce, ...")
 @click.option("--dtype", default="bf16", show_default=True, help="Of --op: q/kv or both.")
 @click.option("--head-dims", default="576/512", show_default=True, help="Of --op mla_decode.")
 @click.option("--target", "target_name", help="Target, default this machine's.")
@@ -32,6 +32,8 @@ def command(
         names = selection.kernels_of_shape(
             target, head_dims=_dims(head_dims), dtypes=split_dtypes(dtype)
         )
+    elif op == "sparse_mla_decode":
+        names = selection.sparse_kernels(target)
     else:
         names = [registry.default().kernel(op or "").name]
     results = build_kernels(target.name, names, jobs=len(os.sched_getaffinity(0)))

@@ -54,11 +54,10 @@ def kernels_of_shape(
 def kernels_of_model(target: Target, model: ModelShape) -> list[str]:
     """Every kernel that a model's decode may launch on `target`, without repeats."""
     dims = (model.head_dim_qk, model.head_dim_v)
-    return _unique(
-        name
-        for pair in model.dtypes
-        for name in kernels_of_shape(target, head_dims=dims, dtypes=pair)
-    )
+    names = [
+        n for pair in model.dtypes for n in kernels_of_shape(target, head_dims=dims, dtypes=pair)
+    ]
+    return _unique([*names, *(sparse_kernels(target, model.sparse) if model.sparse else ())])
 
 
 def default_kernels(target: Target) -> list[str]:
@@ -70,12 +69,17 @@ def default_kernels(target: Target) -> list[str]:
     return _unique([*names, *sparse_kernels(target)])
 
 
-def sparse_kernels(target: Target) -> list[str]:
-    """The sparse kernels of a target whose main cache has its own kind of fp8; maybe none."""
+def sparse_kernels(target: Target, form: str | None = None) -> list[str]:
+    """The sparse kernels of a target whose main cache has its own kind of fp8; maybe none.
+
+    Args:
+        target: see kernels_of_shape.
+        form: of the cache; None for all.
+    """
     held = registry.default()
-    own = target.dtype("fp8")
+    own = {"kv_dtype": target.dtype("fp8")} | ({} if form is None else {"format": form})
     kernels = held.kernels(held.module("sparse_mla_decode"), target.artefact)
-    return [kernel.name for kernel in kernels if kernel.by_name["kv_dtype"] == own]
+    return [kernel.name for kernel in kernels if kernel.by_name | own == kernel.by_name]
 
 
 def all_kernels(target: Target) -> list[str]:

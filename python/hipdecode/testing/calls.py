@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,18 @@ def decode(inputs: MlaInputs, call: str, **more: Any) -> tuple[Tensor, Tensor]: 
         **inputs, **more, route=route, num_splits=num_splits, return_lse=True
     )
     return o, lse
+
+
+def captured(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """What replays one call: a graph on a GPU, the call itself on a CPU."""
+    call()
+    if device.type == "cpu":
+        return call
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 @dataclass(frozen=True, slots=True)

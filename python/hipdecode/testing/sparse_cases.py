@@ -220,6 +220,45 @@ def to_device(inputs: SparseInputs, device: torch.device | str) -> SparseInputs:
     return moved  # type: ignore[return-value]
 
 
+class SparseBuffers:
+    """A step's tensors at their largest; `fill` gives them the contents of another case.
+
+    What a case leaves of a cache is poison, of a list -1.
+
+    Args:
+        case: the largest.
+        target: resolved target name.
+        device: where they lie.
+    """
+
+    def __init__(self, case: SparseCase, target: str, device: torch.device) -> None:
+        """Holds the contents of `case`, and NaN as results."""
+        self.inputs = to_device(make_sparse_inputs(for_target(case, target)), device)
+        shape = (len(case.lens), case.nhead, 512)
+        self.out = torch.full(shape, float("nan"), dtype=torch.bfloat16, device=device)
+        self.lse = torch.full(shape[:2], float("nan"), device=device)
+        self._target = target
+
+    def fill(self, case: SparseCase) -> None:
+        """Overwrites all but addresses and shapes."""
+        new = make_sparse_inputs(for_target(case, self._target))
+        for name, buffer in self.inputs.items():
+            value = new[name]  # type: ignore[literal-required]
+            if name in ("cache", "extra_cache") and isinstance(buffer, Tensor):
+                _flat(buffer).fill_(_POISON)
+                _flat(buffer)[: len(value)].copy_(_flat(value))
+            elif isinstance(buffer, Tensor):
+                buffer.fill_(-1)
+                buffer[tuple(slice(0, n) for n in value.shape)] = value.to(buffer.device)
+        for result in (self.out, self.lse):
+            result.fill_(float("nan"))
+
+
+def _flat(cache: Tensor) -> Tensor:
+    """[num_blocks, bytes]: blocks of V4 are no rows of tokens."""
+    return cache.as_strided((cache.shape[0], cache.stride(0)), (cache.stride(0), 1))
+
+
 def assert_sparse_matches(
     inputs: SparseInputs,
     out: Tensor,

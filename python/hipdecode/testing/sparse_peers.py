@@ -5,18 +5,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import hipdecode
-from hipdecode.sparse_cache import FORMATS, V4, CacheFormat
+from hipdecode.sparse_cache import V4, CacheFormat, format_of
 from hipdecode.testing import compare, sparse_reference
 from hipdecode.testing.bench_report import Checked
 from hipdecode.testing.reference import Attention
 
 _STEP = 256.0  # the bits of e4m3fn shifted by 7 are an fp16 number this many times too small
 _NOT_BIT_14 = ~(1 << 14)
+_V4_STEP = 576  # FlashMLA has blocks of V4 at multiples of it
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A cache and the lists of all tokens into it.
+
+    Attributes:
+        cache: [num_blocks, 64, bytes] uint8.
+        indices: [tokens, topk] int32.
+        lengths: [tokens] int32: all of topk. An indexer says them; a kernel need not look for them.
+    """
+
+    cache: Tensor
+    indices: Tensor
+    lengths: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,55 +43,77 @@ class SparseStep:
     Attributes:
         form: format of the cache.
         q: [tokens, nhead, head_dim_qk] bf16.
-        cache: [num_blocks, 64, bytes] uint8.
-        indices: [tokens, topk] int32.
-        lengths: [tokens] int32: all of topk. An indexer says them; a kernel need not look for them.
+        main: the cache, for V4 that of the sliding window.
+        extra: V4's cache of compressed tokens, or None.
         attn_sink: [nhead] fp32, or None.
         out: [tokens, nhead, 512] bf16, written by every contender.
     """
 
     form: CacheFormat
     q: Tensor
-    cache: Tensor
-    indices: Tensor
-    lengths: Tensor
+    main: Side
+    extra: Side | None
     attn_sink: Tensor | None
     out: Tensor
 
     @staticmethod
     def pool(form: CacheFormat, tokens: int, device: str) -> Tensor:
-        """A cache of normal numbers."""
+        """A cache of normal numbers; blocks of V4 padded as engines pad them."""
         block_size, chunk = 64, 4096
+        step = -(-block_size * form.token_bytes // _V4_STEP) * _V4_STEP if form is V4 else None
         cache = hipdecode.new_sparse_cache(
-            form, -(-tokens // block_size), block_size, device=device
+            form, -(-tokens // block_size), block_size, block_bytes=step, device=device
         )
         write = hipdecode.quantize_v4 if form is V4 else hipdecode.quantize_v32
-        gen = torch.Generator().manual_seed(0)
+        gen = torch.Generator(device).manual_seed(0)
         for first in range(0, tokens, chunk):
             count = min(chunk, tokens - first)
-            kv = torch.randn(count, form.head_dim_qk, generator=gen).to(torch.bfloat16)
-            write(kv.to(device), cache, torch.arange(first, first + count, device=device))
+            kv = torch.randn(count, form.head_dim_qk, generator=gen, device=device)
+            slots = torch.arange(first, first + count, device=device)
+            write(kv.to(torch.bfloat16), cache, slots)
         return cache
 
     @staticmethod
     def draw(
-        name: str, cache: Tensor, *, tokens: int, nhead: int, topk: int, sink: bool, seed: int
+        cache: Tensor,
+        *,
+        tokens: int,
+        nhead: int,
+        topk: int,
+        extra_topk: int = 0,
+        sink: bool = False,
+        seed: int = 0,
     ) -> SparseStep:
         """Slots without repeats in random order, other ones for each token and seed."""
-        form, device = FORMATS[name], cache.device
+        form, device = format_of(cache), cache.device
         gen = torch.Generator().manual_seed(seed)
         slots = cache.shape[0] * cache.shape[1]
-        lists = [torch.randperm(slots, generator=gen)[:topk] for _ in range(tokens)]
+        lists = [torch.randperm(slots, generator=gen)[: topk + extra_topk] for _ in range(tokens)]
+        table = torch.stack(lists).to(torch.int32).to(device)
+
+        def side(indices: Tensor) -> Side:
+            count = torch.full((tokens,), indices.shape[1], dtype=torch.int32, device=device)
+            return Side(cache, indices.contiguous(), count)
+
         q = torch.randn(tokens, nhead, form.head_dim_qk, generator=gen).to(torch.bfloat16)
         return SparseStep(
             form=form,
             q=q.to(device),
-            cache=cache,
-            indices=torch.stack(lists).to(torch.int32).to(device),
-            lengths=torch.full((tokens,), topk, dtype=torch.int32, device=device),
+            main=side(table[:, :topk]),
+            extra=side(table[:, topk:]) if extra_topk else None,
             attn_sink=torch.zeros(nhead, device=device) if sink else None,
             out=torch.empty(tokens, nhead, form.head_dim_v, dtype=torch.bfloat16, device=device),
         )
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """Main, and extra where there is one."""
+        return (self.main,) if self.extra is None else (self.main, self.extra)
+
+    @property
+    def keys(self) -> int:
+        """Of a token."""
+        return sum(side.indices.shape[1] for side in self.sides)
 
     @property
     def scale(self) -> float:
@@ -83,17 +122,25 @@ class SparseStep:
 
     def want(self) -> Attention:
         """The oracle's answer for the first and the last token."""
+        ends = self._ends
+        more: dict[str, Any] = {}
+        if self.extra is not None:
+            more = {
+                "extra_cache": self.extra.cache.cpu(),
+                "extra_indices": self.extra.indices[ends].cpu(),
+            }
         return sparse_reference.sparse_mla_decode(
-            self.q[self._ends].cpu(),
-            self.cache.cpu(),
-            self.indices[self._ends].cpu(),
+            self.q[ends].cpu(),
+            self.main.cache.cpu(),
+            self.main.indices[ends].cpu(),
+            **more,
             attn_sink=None if self.attn_sink is None else self.attn_sink.cpu(),
         )
 
-    def check(self, target: str, want: Attention) -> Checked:
-        """Holds `out` against what `want` has said."""
-        error = (self.out[self._ends].cpu().double() - want.o).abs()
-        allowed = compare.allowed_output(want, self.out.dtype, target, torch.bfloat16)
+    def check(self, out: Tensor, want: Attention, target: str) -> Checked:
+        """Holds a result against what `want` has said."""
+        error = (out[self._ends].cpu().double() - want.o).abs()
+        allowed = compare.allowed_output(want, out.dtype, target, torch.bfloat16)
         return Checked(float(error.max()), bool((error <= allowed).all()))
 
     @property
@@ -101,10 +148,9 @@ class SparseStep:
         return slice(None, None, max(len(self.q) - 1, 1))
 
 
-def dequantise(step: SparseStep, slots: Tensor) -> Tensor:
+def dequantise(form: CacheFormat, cache: Tensor, slots: Tensor) -> Tensor:
     """[n, head_dim_qk] bf16 keys, as fast as torch does it: fp8 by shifts, not by its cast."""
-    form, cache, size = step.form, step.cache, step.cache.shape[1]
-    blocks, gap = cache.shape[0], cache.stride(0)
+    size, blocks, gap = cache.shape[1], cache.shape[0], cache.stride(0)
     records = cache.as_strided((blocks, size, form.data_bytes), (gap, form.data_bytes, 1))
     found = records[slots // size, slots % size]
     if form.scales_apart:
@@ -133,36 +179,64 @@ def _attend(step: SparseStep, token: int, keys: Tensor) -> None:
     step.out[token] = torch.mm(weights, keys[:, : step.form.head_dim_v])
 
 
-def ours(step: SparseStep) -> Callable[[], object]:
+def ours(step: SparseStep, num_splits: int | None = None) -> Callable[[], Tensor]:
     """`hipdecode.sparse_mla_decode`."""
-    return lambda: hipdecode.sparse_mla_decode(
-        step.q,
-        step.cache,
-        step.indices,
-        lengths=step.lengths,
-        attn_sink=step.attn_sink,
-        out=step.out,
-    )
+    main, extra = step.main, step.extra
+    workspace = hipdecode.Workspace(step.q.device)
+    more: dict[str, Any] = {} if extra is None else {
+        "extra_cache": extra.cache, "extra_indices": extra.indices, "extra_lengths": extra.lengths,
+    }  # fmt: skip
 
-
-def torch_gather(step: SparseStep) -> Callable[[], object]:
-    """Gather, dequantise and two products for each token."""
-    lists = list(step.indices.long())
-
-    def run() -> None:
-        for token, slots in enumerate(lists):
-            _attend(step, token, dequantise(step, slots))
+    def run() -> Tensor:
+        hipdecode.sparse_mla_decode(
+            step.q,
+            main.cache,
+            main.indices,
+            lengths=main.lengths,
+            **more,
+            attn_sink=step.attn_sink,
+            out=step.out,
+            num_splits=num_splits,
+            workspace=workspace,
+        )
+        return step.out
 
     return run
 
 
-def torch_products(step: SparseStep) -> Callable[[], object]:
-    """The two products and the softmax alone: keys are gathered before the clock starts."""
-    keys = [dequantise(step, slots) for slots in step.indices.long()]
+def _lists(step: SparseStep) -> list[list[tuple[Tensor, Tensor]]]:
+    """Of each token the caches and the slots that it names there."""
+    return [
+        [(side.cache, side.indices[token].long()) for side in step.sides]
+        for token in range(len(step.q))
+    ]
 
-    def run() -> None:
+
+def _keys(step: SparseStep, lists: list[tuple[Tensor, Tensor]]) -> Tensor:
+    found = [dequantise(step.form, cache, slots) for cache, slots in lists]
+    return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def torch_gather(step: SparseStep) -> Callable[[], Tensor]:
+    """Gather, dequantise and two products for each token."""
+    lists = _lists(step)
+
+    def run() -> Tensor:
+        for token, mine in enumerate(lists):
+            _attend(step, token, _keys(step, mine))
+        return step.out
+
+    return run
+
+
+def torch_products(step: SparseStep) -> Callable[[], Tensor]:
+    """The two products and the softmax alone: keys are gathered before the clock starts."""
+    keys = [_keys(step, mine) for mine in _lists(step)]
+
+    def run() -> Tensor:
         for token, mine in enumerate(keys):
             _attend(step, token, mine)
+        return step.out
 
     return run
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-import hipdecode
 from hipdecode import target
 from hipdecode.sparse_cache import FORMATS
 from hipdecode.sparse_route import (
@@ -18,7 +17,7 @@ from hipdecode.sparse_route import (
     sparse_splits,
 )
 from hipdecode.testing.bench_report import Checked
-from hipdecode.testing.sparse_peers import SparseStep
+from hipdecode.testing.sparse_peers import SparseStep, ours
 from hipdecode.testing.tune_run import Call, How, race
 from hipdecode.tuning import RULE, Choice, Measurement, Point
 
@@ -66,7 +65,7 @@ class SparsePoints:
         cache = self._pool(key.format, where)
         steps = [
             SparseStep.draw(
-                key.format, cache, tokens=point.batch, nhead=key.nhead, topk=point.kv_len,
+                cache, tokens=point.batch, nhead=key.nhead, topk=point.kv_len,
                 sink=key.format == "v4", seed=seed,
             )
             for seed in range(1 if on_device else _COPIES)
@@ -75,11 +74,10 @@ class SparsePoints:
 
         def check(call: Call) -> Checked:
             steps[0].out.fill_(float("nan"))
-            call()
-            return steps[0].check(where.name, want)
+            return steps[0].check(call(), want, where.name)
 
         calls = {
-            choice: [_call(step, splits) for step in steps]
+            choice: [ours(step, splits) for step in steps]
             for choice, splits in choices(point, where.family).items()
         }
         return race(point, calls, check, self.how, budget_s)
@@ -88,22 +86,3 @@ class SparsePoints:
         if name not in self._pools:
             self._pools[name] = SparseStep.pool(FORMATS[name], POOL_TOKENS, where.device_type)
         return self._pools[name]
-
-
-def _call(step: SparseStep, splits: int) -> Call:
-    workspace = hipdecode.Workspace(step.q.device)
-
-    def call() -> Tensor:
-        hipdecode.sparse_mla_decode(
-            step.q,
-            step.cache,
-            step.indices,
-            lengths=step.lengths,
-            attn_sink=step.attn_sink,
-            out=step.out,
-            num_splits=splits,
-            workspace=workspace,
-        )
-        return step.out
-
-    return call

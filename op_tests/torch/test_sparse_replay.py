@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT
+"""One sparse step captured once and replayed on new lists; a CPU has no graphs and calls again.
+
+And what makes that possible: a warm call allocates nothing, waits for nothing, writes no setting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import hipdecode
+from hipdecode.integrations import vllm
+from hipdecode.testing.calls import captured
+from hipdecode.testing.sparse_cases import SparseBuffers, SparseCase, assert_sparse_matches
+
+pytestmark = pytest.mark.usefixtures("sparse_kernels")
+
+TOKENS, MOST, MOST_EXTRA = 4, 320, 200
+LONG_CYCLES = 2_000_000_000  # about a second of a GPU's clock
+
+
+def largest(form: str, layout: str, nhead: int = 12) -> SparseCase:
+    return SparseCase(
+        form, nhead, lens=(MOST,) * TOKENS, extra_lens=(MOST_EXTRA,) * TOKENS, layout=layout,
+        sink="normal",
+    )  # fmt: skip
+
+
+def variants(case: SparseCase, count: int) -> list[SparseCase]:
+    """Cases that fit the same buffers, every one with a token that sees nothing."""
+    rng = random.Random(1)
+    drawn = []
+    for seed in range(1, count + 1):
+        lens = [rng.randint(0, MOST) for _ in range(TOKENS)]
+        extra = [rng.randint(0, MOST_EXTRA) for _ in range(TOKENS)]
+        lens[seed % TOKENS] = extra[seed % TOKENS] = 0
+        extra[(seed + 1) % TOKENS] = 0
+        more = {"holes": seed % 4, "repeat": seed % 3 == 0}
+        drawn.append(
+            dataclasses.replace(case, lens=tuple(lens), extra_lens=tuple(extra), seed=seed, **more)
+        )
+    return drawn
+
+
+def step(buffers: SparseBuffers, splits: int | None, workspace: hipdecode.Workspace | None = None):
+    options = {"out": buffers.out, "lse": buffers.lse, "return_lse": True, "num_splits": splits}
+    return lambda: hipdecode.sparse_mla_decode(**buffers.inputs, **options, workspace=workspace)
+
+
+def bits(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.contiguous().view(torch.uint8).clone() for tensor in tensors]
+
+
+@pytest.mark.parametrize("splits", [None, 1, 3])
+@pytest.mark.parametrize("layout", ["ragged", "lengths", "table"])
+@pytest.mark.parametrize("form", ["v32", "v4"])
+def test_replays_follow_new_lists_and_lengths_bit_for_bit(
+    form: str, layout: str, splits: int | None, target: str, device: torch.device
+) -> None:
+    case = largest(form, layout)
+    buffers = SparseBuffers(case, target, device)
+    call = step(buffers, splits, hipdecode.Workspace(device))
+    replay = captured(call, device)
+    turns = 20 if device.type == "cuda" else 1 if target.startswith("sim:") else 5
+    for turn, new in enumerate(variants(case, turns)):
+        buffers.fill(new)
+        replay()
+        replayed = bits(buffers.out, buffers.lse)
+        if turn < 2:
+            assert_sparse_matches(buffers.inputs, buffers.out, buffers.lse, target, str(new))
+        for result in (buffers.out, buffers.lse):
+            result.fill_(float("nan"))
+        call()
+        assert all(map(torch.equal, replayed, bits(buffers.out, buffers.lse))), f"{turn}: {new}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("splits", [1, 3])
+def test_two_streams_decode_at_once_in_their_own_workspaces(
+    splits: int, target: str, device: torch.device
+) -> None:
+    if device.type != "cuda":
+        pytest.skip("streams: a machine with a GPU runs it, --target sm_90")
+    both = []
+    for case in variants(largest("v4", "lengths", 128), 2):
+        buffers = SparseBuffers(case, target, device)
+        call = step(buffers, splits, hipdecode.Workspace(device))
+        call()
+        torch.cuda.synchronize()
+        both.append((buffers, call, bits(buffers.out, buffers.lse), torch.cuda.Stream()))
+        buffers.out.zero_()
+    torch.cuda.synchronize()
+    for _ in range(50):
+        for _, call, _, stream in both:
+            with torch.cuda.stream(stream):
+                call()
+    torch.cuda.synchronize()
+    for buffers, _, alone, _ in both:
+        assert all(map(torch.equal, bits(buffers.out, buffers.lse), alone))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("splits", [None, 1, 3])
+def test_a_warm_call_allocates_nothing_and_waits_for_nothing(
+    splits: int | None, target: str, device: torch.device
+) -> None:
+    if device.type != "cuda":
+        pytest.skip("asynchrony: a machine with a GPU runs it, --target sm_90")
+    call = step(SparseBuffers(largest("v32", "lengths"), target, device), splits)
+    call()
+    call()
+    torch.cuda.synchronize()
+    requests = torch.cuda.memory_stats()["allocation.all.allocated"]
+    free = torch.cuda.mem_get_info()[0]
+    torch.cuda._sleep(LONG_CYCLES)
+    behind = torch.cuda.Event()
+    behind.record()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(20):
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not behind.query(), "the call waited for what the stream had to do before it"
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == requests
+    assert torch.cuda.mem_get_info()[0] == free  # what did not go through torch's allocator
+    torch.cuda.synchronize()
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.ops.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+VIEWS = {"aten.view", "aten.slice", "aten.flatten", "aten.alias", "aten._unsafe_view"}
+
+
+def _rocm(i: Any, out: Tensor, layout: str) -> Callable[[], object]:
+    ragged = layout == "ragged"
+    swa = None if ragged else i["indices"]
+    topk = None if ragged else i["extra_indices"]
+    flat = (i["indices"], i["indptr"], i["extra_indices"], i["extra_indptr"])
+    lists = flat if ragged else (None,) * 4
+    return lambda: vllm.rocm_sparse_attn_decode(
+        i["q"], i["extra_cache"], i["cache"], False, topk, i["extra_lengths"], swa, i["lengths"],
+        *lists, i["attn_sink"], 512**-0.5, 512, 448, 64, out,
+    )  # fmt: skip
+
+
+# An allocation, a copy to the host and .item() would each be an op that is no view.
+@pytest.mark.parametrize("layout", ["ragged", "lengths", "table"])
+def test_vllm_entry_runs_nothing_but_views_and_the_op(
+    layout: str, target: str, device: torch.device
+) -> None:
+    buffers = SparseBuffers(largest("v4", layout), target, device)
+    call = _rocm(buffers.inputs, buffers.out, layout)
+    environment = dict(os.environ)
+    call()
+    assert dict(os.environ) == environment
+    with _Recorder() as recorder:
+        call()
+    others = [op for op in recorder.ops if op.rpartition(".")[0] not in VIEWS]
+    assert others == ["hipdecode.sparse_mla_decode.default"]
+
+
+@pytest.mark.parametrize("split_k", [None, 4])
+def test_vllm_ops_run_nothing_but_views_and_the_op(
+    split_k: int | None, target: str, device: torch.device
+) -> None:
+    buffers = SparseBuffers(largest("v4", "ragged"), target, device)
+    i: Any = buffers.inputs
+    sizes = (64, 4, i["cache"].shape[0] * 64, i["extra_cache"].shape[0] * 4, 512**-0.5, True)
+    tensors = (
+        i["q"], i["cache"], i["indices"], i["indptr"], i["extra_cache"], i["extra_indices"],
+        i["extra_indptr"], i["attn_sink"], buffers.out,
+    )  # fmt: skip
+    scratch = (buffers.lse,) * 3
+
+    def call() -> None:
+        if split_k is None:
+            vllm.decode_single(*tensors, *sizes)
+        else:
+            vllm.decode_split(*tensors, *scratch, *sizes, split_k)
+
+    call()
+    with _Recorder() as recorder:
+        call()
+    others = [op for op in recorder.ops if op.rpartition(".")[0] not in VIEWS]
+    assert others == ["hipdecode.sparse_mla_decode.default"]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hipdecode.sparse_cache import V4
 from hipdecode.testing.sparse_peers import SparseStep, dequantise
 
 _FLASHMLA_HEADS = (64, 128)
@@ -58,6 +59,7 @@ def flash_mla(step: SparseStep) -> Callable[[], Tensor]:
         raise ValueError(f"nhead {nhead}")
     schedule, _ = module.get_mla_metadata()
     main, extra = step.main, step.extra
+    lengths = main.lengths if step.form is V4 else None  # its kernels of V3.2 take none
     more = {} if extra is None else {
         "extra_k_cache": extra.cache[:, :, None].view(dtype),
         "extra_indices_in_kvcache": extra.indices[:, None],
@@ -78,7 +80,7 @@ def flash_mla(step: SparseStep) -> Callable[[], Tensor]:
             True,
             indices=main.indices[:, None],
             attn_sink=step.attn_sink,
-            topk_length=main.lengths,
+            topk_length=lengths,
             **more,
         )
         rows: Tensor = out[:, 0]

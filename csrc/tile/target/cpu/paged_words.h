@@ -17,6 +17,8 @@ struct PagedWordsFp32 {
   static constexpr int kPack = 1;        // elements of a word
   static constexpr bool kStaged = true;  // chunks of the cache are no operands
   static constexpr int kParts = 16 / static_cast<int>(sizeof(Element)) / kChunkWords;
+  static constexpr int kQuads = kLanes / kChunkWords;  // chunks of four that a register holds
+  static constexpr int kAtOnce = 4;                    // units of the cache
 
   static TILE_FN Vec multiply_lanes(Vec acc, Vec a, Vec b) { return acc + a * b; }
 
@@ -29,21 +31,19 @@ struct PagedWordsFp32 {
   /// out[j * pitch + u * kChunkWords].
   static TILE_FN void stage(Word* out, int64_t pitch, const Element* chunks, int64_t stride,
                             int units) {
-    constexpr int kElements = kParts * kChunkWords;
-    for (int u = 0; u < units; ++u) {
-      alignas(kCacheLine) float wide[kElements];
-      for (int i = 0; i < kElements; i += kLanes) {
-        if constexpr (kLanes <= kElements) {
-          store(wide + i, widen<Shape::kKvDType>(chunks + u * stride + i));
-        } else {
-          alignas(kCacheLine) Element padded[kLanes] = {};
-          std::memcpy(padded, chunks + u * stride, 16);
-          const Vec all = widen<Shape::kKvDType>(padded);
-          std::memcpy(wide, &all, sizeof(wide));
-        }
+    constexpr int kElements = kParts * kChunkWords, kVecs = kAtOnce * kElements / kLanes;
+    for (int u = 0; u < units; u += kAtOnce) {
+      alignas(kCacheLine) Element gathered[kAtOnce * kElements];
+      const Element* source = chunks + u * stride;
+      if (stride != kElements) {
+        for (int i = 0; i < kAtOnce; ++i)
+          std::memcpy(gathered + i * kElements, source + i * stride, sizeof(Element) * kElements);
+        source = gathered;
       }
-      for (int j = 0; j < kParts; ++j)
-        std::memcpy(out + j * pitch + u * kChunkWords, wide + j * kChunkWords, 16);
+      Vec wide[kVecs];
+#pragma GCC unroll 16
+      for (int i = 0; i < kVecs; ++i) wide[i] = widen<Shape::kKvDType>(source + i * kLanes);
+      store_parts(out + u * kChunkWords, pitch, wide);
     }
   }
 
@@ -51,6 +51,56 @@ struct PagedWordsFp32 {
   static TILE_FN void weights(Word* out, Vec first, Vec second) {
     store(out, first);
     store(out + kLanes, second);
+  }
+
+ private:
+  /// Quads [q, q + kQuads / 2) of a, then those of b.
+  template <int q>
+  static TILE_FN Vec halves(Vec a, Vec b) {
+    IntVec order;
+    for (int i = 0; i < kLanes; ++i)
+      order[i] = q * kChunkWords + i % (kLanes / 2) + (i < kLanes / 2 ? 0 : kLanes);
+    return __builtin_shuffle(a, b, order);
+  }
+
+  /// Every second quad of a from q on, then those of b.
+  template <int q>
+  static TILE_FN Vec every_second(Vec a, Vec b) {
+    IntVec order;
+    for (int i = 0; i < kLanes; ++i) {
+      const int quad = i / kChunkWords * 2 + q;  // of a and b side by side
+      order[i] = quad * kChunkWords + i % kChunkWords;
+    }
+    return __builtin_shuffle(a, b, order);
+  }
+
+  /// Stores part j of kAtOnce units at out + j * pitch; `wide` has units one behind the other.
+  template <int kVecs>
+  static TILE_FN void store_parts(Word* out, int64_t pitch, const Vec (&wide)[kVecs]) {
+    if constexpr (kQuads == 1) {
+      for (int i = 0; i < kVecs; ++i)
+        store(out + i % kParts * pitch + i / kParts * kChunkWords, wide[i]);
+    } else if constexpr (kQuads == 2) {
+      constexpr int kEach = kParts / 2;  // registers of a unit
+#pragma GCC unroll 2
+      for (int u = 0; u < kAtOnce; u += 2)
+#pragma GCC unroll 2
+        for (int i = 0; i < kEach; ++i) {
+          const Vec a = wide[u * kEach + i], b = wide[(u + 1) * kEach + i];
+          store(out + 2 * i * pitch + u * kChunkWords, halves<0>(a, b));
+          store(out + (2 * i + 1) * pitch + u * kChunkWords, halves<1>(a, b));
+        }
+    } else if constexpr (kParts == 2) {
+      store(out, every_second<0>(wide[0], wide[1]));
+      store(out + pitch, every_second<1>(wide[0], wide[1]));
+    } else {
+      const Vec even[2] = {every_second<0>(wide[0], wide[1]), every_second<0>(wide[2], wide[3])};
+      const Vec odd[2] = {every_second<1>(wide[0], wide[1]), every_second<1>(wide[2], wide[3])};
+      store(out, every_second<0>(even[0], even[1]));
+      store(out + pitch, every_second<0>(odd[0], odd[1]));
+      store(out + 2 * pitch, every_second<1>(even[0], even[1]));
+      store(out + 3 * pitch, every_second<1>(odd[0], odd[1]));
+    }
   }
 };
 

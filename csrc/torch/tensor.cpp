@@ -16,7 +16,7 @@ void check(AOTITorchError failed) {
 
 /// torch numbers its types at run time; those that no operator takes are Undefined here.
 ScalarType scalar_type_of(int32_t dtype) {
-  static const std::array<std::pair<int32_t, ScalarType>, 7> known = {{
+  static const std::array<std::pair<int32_t, ScalarType>, 8> known = {{
       {aoti_torch_dtype_int32(), ScalarType::Int},
       {aoti_torch_dtype_bfloat16(), ScalarType::BFloat16},
       {aoti_torch_dtype_float32(), ScalarType::Float},
@@ -24,6 +24,7 @@ ScalarType scalar_type_of(int32_t dtype) {
       {aoti_torch_dtype_float16(), ScalarType::Half},
       {aoti_torch_dtype_float8_e4m3fnuz(), ScalarType::Float8_e4m3fnuz},
       {aoti_torch_dtype_uint64(), ScalarType::UInt64},
+      {aoti_torch_dtype_uint8(), ScalarType::Byte},
   }};
   for (const auto& [number, type] : known)
     if (number == dtype) return type;

@@ -13,6 +13,7 @@ from . import aiter
 _HOMES = {
     "aiter": aiter,
     "aiter.mla": aiter.mla,
+    "aiter.paged_attn": aiter.paged_attn,
 }
 """Module of AITER's -> where its names are here."""
 
@@ -28,17 +29,28 @@ def install_as_aiter() -> tuple[str, ...]:
     Returns:
         The full names that now are hipdecode's, sorted.
     """
-    absent = "aiter" not in sys.modules and importlib.util.find_spec("aiter") is None
     names = []
     for name, home in _HOMES.items():
+        absent = name not in sys.modules and importlib.util.find_spec(name) is None
         module = _registered(name) if absent else importlib.import_module(name)
         for public in home.__all__:
             value = getattr(home, public)
             if isinstance(value, ModuleType):
                 continue
-            setattr(module, public, value)
+            _replace(module, public, value)
             names.append(f"{name}.{public}")
     return tuple(sorted(names))
+
+
+def _replace(module: ModuleType, name: str, value: object) -> None:
+    """Sets a name; of a class that is there, only the methods that hipdecode has."""
+    there = getattr(module, name, None)
+    if not (isinstance(value, type) and isinstance(there, type)):
+        setattr(module, name, value)
+        return
+    for method, function in vars(value).items():
+        if not method.startswith("_"):
+            setattr(there, method, function)
 
 
 def _registered(name: str) -> ModuleType:

@@ -58,6 +58,7 @@ def paged_attention(
     v_scale: Tensor | None = None,
     sm_scale: float | None = None,
     out: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
     out_scale: Tensor | None = None,
     lse: Tensor | None = None,
     workspace: Workspace | None = None,
@@ -86,8 +87,8 @@ def paged_attention(
             head in the blocks' order: [num_blocks, nhead_kv, block_size(, 1)].
         v_scale: the same of values; both have one form.
         sm_scale: softmax scale, 0 or more; default 1 / sqrt(head_dim).
-        out: [rows, nhead, head_dim] bf16, fp16 or fp8, written in place, strides honoured; default
-            like q.
+        out: [rows, nhead, head_dim] bf16, fp16 or fp8, written in place, strides honoured.
+        out_dtype: of the output where `out` is not given; default that of q.
         out_scale: [1] fp32; the output is divided by it.
         lse: [rows, nhead] fp32 for the log-sum-exp of the scores, natural log.
         workspace: scratch; by default this thread's own.
@@ -107,7 +108,7 @@ def paged_attention(
     check_choices(sm_scale, options.num_splits, workspace)
     route, fnuz = _route(q, key_cache, value_cache, block_tables, k_scale, out_scale, options)
     if out is None:
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        out = torch.empty(q.shape, dtype=out_dtype or q.dtype, device=q.device)
     rows, nhead, head_dim = q.shape
     packed = options.max_seqlen_q * (nhead // key_cache.shape[1])
     counters = block_tables.shape[0] * key_cache.shape[1] * -(-packed // LEAST_ROWS)

@@ -6,9 +6,10 @@ mla_decode_fwd` work as from `aiter`; `hipdecode.install_as_aiter()` makes them 
 What is not done is refused by the name of the argument that asks for it; nothing is dropped.
 """
 
-from . import mla
+from . import mla, paged_attn
 from .metadata import get_mla_metadata_info_v1, get_mla_metadata_v1
 from .mla import mla_decode_fwd
+from .paged import pa_fwd_asm, paged_attention_rocm
 from .reduce import mla_reduce_v1, pa_reduce_v1
 from .stage1 import hk_mla_decode_fwd, hk_mla_v32_decode_fwd, mla_decode_stage1_asm_fwd
 
@@ -21,5 +22,8 @@ __all__ = [
     "mla_decode_fwd",
     "mla_decode_stage1_asm_fwd",
     "mla_reduce_v1",
+    "pa_fwd_asm",
     "pa_reduce_v1",
+    "paged_attention_rocm",
+    "paged_attn",
 ]

@@ -9,6 +9,7 @@
 #include "hk_values.h"
 #include "lane_reduce.h"
 #include "sync.h"
+#include "widen.h"
 
 namespace hipdecode::tile::amdgcn {
 
@@ -176,24 +177,13 @@ struct HkFetch<Shape, false> {
       lds_write(to, from);
     } else {
       if (past_row(i)) return;
-      lds_write(to, U32x4{widen<false>(from.x), widen<true>(from.x), widen<false>(from.y),
-                          widen<true>(from.y)});
-      lds_write(to ^ 16, U32x4{widen<false>(from.z), widen<true>(from.z), widen<false>(from.w),
-                               widen<true>(from.w)});
+      lds_write(to,
+                U32x4{widen<Shape::kQDType, false>(from.x), widen<Shape::kQDType, true>(from.x),
+                      widen<Shape::kQDType, false>(from.y), widen<Shape::kQDType, true>(from.y)});
+      lds_write(to ^ 16,
+                U32x4{widen<Shape::kQDType, false>(from.z), widen<Shape::kQDType, true>(from.z),
+                      widen<Shape::kQDType, false>(from.w), widen<Shape::kQDType, true>(from.w)});
     }
-  }
-
-  /// Two fp8 values as 16-bit words; every fp8 value is a bf16 and an fp16 value.
-  template <bool kHigh>
-  static TILE_FN uint32_t widen(uint32_t bytes) {
-    const auto pair = __builtin_amdgcn_cvt_pk_f32_fp8(static_cast<int>(bytes), kHigh);
-    // NOTE: named first, because clang 22 takes a bit_cast of a vector's element from element 0.
-    const float low = pair[0], high = pair[1];
-    if constexpr (Shape::kQDType == abi::DType::bf16)
-      return __builtin_amdgcn_perm(__builtin_bit_cast(uint32_t, high),
-                                   __builtin_bit_cast(uint32_t, low), 0x07060302);
-    else
-      return __builtin_bit_cast(uint32_t, __builtin_amdgcn_cvt_pkrtz(pair[0], pair[1]));
   }
 };
 

@@ -63,22 +63,28 @@ struct Matrix16 {
       return {{pack2<kType>(p[0], p[1]), pack2<kType>(p[2], p[3])}};
   }
 
-  /// `words` with zeros for what is not finite.
-  static TILE_FN U32x4 finite(U32x4 words) {
+  static constexpr uint32_t kBits = kFp8 ? 8 : 16;           // of an element
+  static constexpr uint32_t kOne = kBf16 ? 0x3f80 : 0x3c00;  // 1.0, of 16-bit types
+
+  /// 1 in the place of each element of `words` that is not finite, else 0.
+  static TILE_FN U32x4 special(U32x4 words) {
     if constexpr (kType == abi::DType::fp8_e4m3fnuz) {
       // 0x80 is the only one: its low bits carry nothing into the high bit, which is set
       const U32x4 low = (words & 0x7f7f7f7fu) + 0x7f7f7f7fu;
-      const U32x4 special = words & ~low & 0x80808080u;
-      return words & ~special;
+      return (words & ~low & 0x80808080u) >> 7;
     } else {
       // all ones below the sign (fp8) or in the exponent: one more carries into the sign bit
       constexpr uint32_t kField = kFp8 ? 0x7f7f7f7fu : kBf16 ? 0x7f807f80u : 0x7c007c00u;
-      constexpr uint32_t kOne = kFp8 ? 0x01010101u : kBf16 ? 0x00800080u : 0x04000400u;
+      constexpr uint32_t kLeast = kFp8 ? 0x01010101u : kBf16 ? 0x00800080u : 0x04000400u;
       constexpr uint32_t kSign = kFp8 ? 0x80808080u : 0x80008000u;
-      constexpr uint32_t kBits = kFp8 ? 8 : 16;
-      const U32x4 special = (((words & kField) + kOne) & kSign) >> (kBits - 1);
-      return words & ~((special << kBits) - special);
+      return (((words & kField) + kLeast) & kSign) >> (kBits - 1);
     }
+  }
+
+  /// `words` with zeros for what is not finite.
+  static TILE_FN U32x4 finite(U32x4 words) {
+    const U32x4 found = special(words);
+    return words & ~((found << kBits) - found);
   }
 };
 

@@ -4,25 +4,25 @@
 #include <cstdint>
 
 #include "../../concepts.h"
-#include "hk_values.h"
+#include "global.h"
+#include "lane_reduce.h"
+#include "lds.h"
 
 namespace hipdecode::tile::amdgcn {
 
 /// The end of a tile of query rows: token waves put their parts together through LDS, each keeps a
-/// share of the value columns, and the rows are written.
-template <class Shape>
+/// share of the value columns, and the rows are written. P cuts the block; Values tells where the
+/// columns of a lane are.
+template <class P, class Values>
 struct HkMerge {
-  using P = HkPlan<Shape>;
-  using Values = HkValues<Shape>;
   static constexpr int kTiles = P::kColumnTiles, kParts = P::kTokenWaves;
   // Column tiles that are exchanged in one round, and those of them that a wave keeps.
-  static constexpr int kRound = kParts == 1 || kTransposingReads || kTiles < 8 ? kTiles : 8;
+  static constexpr int kRound = P::kMergeRound;
   static constexpr int kEach = kRound / kParts, kKept = kTiles / kParts;
   static constexpr int kStatisticsBytes = P::kWaves * 16 * 8;
   static constexpr int kMergeBytes =
       kParts == 1 ? 0 : kStatisticsBytes + P::kWaves * kRound * 64 * 16;
-  static constexpr int kTilesBytes = P::kBuffers * P::kTileBytes;
-  static constexpr int kSharedBytes = kMergeBytes > kTilesBytes ? kMergeBytes : kTilesBytes;
+  static constexpr int kSharedBytes = kMergeBytes > P::kKeyBytes ? kMergeBytes : P::kKeyBytes;
   static_assert(kSharedBytes <= kLdsBytes && kRound % kParts == 0 && kTiles % kRound == 0);
 
   uint32_t base, lane;
@@ -59,8 +59,10 @@ struct HkMerge {
       write_as<abi::DType::fp32>(to.o, out, scale);
     else if (to.type == abi::DType::bf16)
       write_as<abi::DType::bf16>(to.o, out, scale);
-    else
+    else if (!P::kWritesFp8 || to.type == abi::DType::fp16)
       write_as<abi::DType::fp16>(to.o, out, scale);
+    else
+      write_as<kFp8>(to.o, out, scale);
   }
 
  private:
@@ -91,14 +93,14 @@ struct HkMerge {
 
   template <abi::DType kType>
   TILE_FN void write_as(void* row, const F32x4 (&out)[kTiles], float scale) const {
-    if constexpr (kTransposingReads) {
+    if constexpr (Values::kColumnStep == 1) {
 #pragma unroll
       for (int i = 0; i < kKept; ++i) {
         const F32x4 x = out[i] * scale;
         write_run<kType, 4>(row, column(i), {x[0], x[1], x[2], x[3]});
       }
     } else {
-      constexpr int kRun = kEach < Values::kTiles ? kEach : Values::kTiles;
+      constexpr int kRun = kEach < Values::kColumnStep ? kEach : Values::kColumnStep;
 #pragma unroll
       for (int i = 0; i < kKept; i += kRun)
 #pragma unroll
@@ -106,7 +108,7 @@ struct HkMerge {
           Run<kRun> x;
 #pragma unroll
           for (int j = 0; j < kRun; ++j) x.at[j] = out[i + j][e] * scale;
-          write_run<kType, kRun>(row, column(i) + e * Values::kTiles, x);
+          write_run<kType, kRun>(row, column(i) + e * Values::kColumnStep, x);
         }
     }
   }
@@ -118,7 +120,11 @@ struct HkMerge {
 
   template <abi::DType kType, int kCount>
   static TILE_FN void write_run(void* row, int column, const Run<kCount>& x) {
-    if constexpr (kType == abi::DType::fp32) {
+    if constexpr (kType == kFp8) {
+      if constexpr (kCount == 4)
+        global_write(reinterpret_cast<uint64_t>(row) + static_cast<uint64_t>(column),
+                     pack4_fp8_saturated(F32x4{x.at[0], x.at[1], x.at[2], x.at[3]}));
+    } else if constexpr (kType == abi::DType::fp32) {
       using Floats = float __attribute__((ext_vector_type(kCount), aligned(4)));
       Floats all;
 #pragma unroll

@@ -73,7 +73,13 @@ struct HkPlan {
   static constexpr int kTileBytes = tile_bytes(kGroups, kTokenWaves);
   static constexpr int kBuffers = 2 * kTileBytes <= kLdsBytes ? 2 : 1;
   static constexpr int kPart = 16 * kGroups, kTokens = kPart * kTokenWaves;
+  static constexpr int kKeyBytes = kBuffers * kTileBytes;
+  static constexpr bool kWritesFp8 = false;
   static_assert(kTileBytes <= kLdsBytes && (kBuffers == 2 || !kDirect));
+
+  // Column tiles of the output that token waves exchange at a time.
+  static constexpr int kMergeRound =
+      kTokenWaves == 1 || kTransposingReads || kColumnTiles < 8 ? kColumnTiles : 8;
 
   // Who fetches what: row waves share the groups of their token wave.
   static constexpr int kShare = kRowWaves > kGroups ? kRowWaves / kGroups : 1;  // waves of a group

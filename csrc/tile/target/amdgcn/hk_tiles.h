@@ -25,6 +25,7 @@ class HkTiles {
   using P = HkPlan<Shape>;
   using M = Matrix16<Shape::kQDType>;
   using Values = HkValues<Shape>;
+  using Merge = HkMerge<P, Values>;
   using KvElement = typename Storage<Shape::kKvDType>::Type;
   using Key = typename HkFetch<Shape>::Key;
   static constexpr int kRows = Shape::kRows, kTokens = P::kTokens, kWaves = P::kWaves;
@@ -35,7 +36,7 @@ class HkTiles {
   static constexpr float kWeightShift = M::kLargestPower - kSlack;
 
   struct Shared {
-    alignas(1024) unsigned char bytes[HkMerge<Shape>::kSharedBytes];
+    alignas(1024) unsigned char bytes[Merge::kSharedBytes];
   };
 
   /// A lane looks up one token of its token wave's part: the one that its number says. What asks
@@ -164,7 +165,7 @@ class HkTiles {
   TILE_FN void store(int rows, const Target& target, float value_scale) {
     float sum = across_rows(sum_, [](float a, float b) { return a + b; });
     const uint32_t lane = fetch_.place.lane();
-    const HkMerge<Shape> merge{base_, lane, row_wave_, token_wave_};
+    const Merge merge{base_, lane, row_wave_, token_wave_};
     if constexpr (P::kTokenWaves > 1) {
       barrier();  // LDS now serves another purpose
       merge.run(out_, level_, sum);

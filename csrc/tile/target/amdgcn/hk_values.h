@@ -40,6 +40,7 @@ struct HkValues {
   using Words = Raw;
 
   /// First of the 4 adjacent value columns of a lane in a tile.
+  static constexpr int kColumnStep = 1;
   static TILE_FN int column(int tile, int lane) { return tile * 16 + lane / 16 * 4; }
 
   // The lanes of 16 give addresses of 8 bytes: fp8 two groups x 4 tokens x 16 bytes, 16-bit words
@@ -118,7 +119,8 @@ struct HkValues<Shape, false> {
     uint32_t at[kTiles][P::kGroups][kDwords];
   };
 
-  /// First of the value columns of a lane in a tile; the other three are kTiles apart each.
+  /// First of the value columns of a lane in a tile; the other three are a step apart each.
+  static constexpr int kColumnStep = kTiles;
   static TILE_FN int column(int tile, int lane) {
     return (tile / kTiles * 16 + lane / 16 * 4) * kTiles + tile % kTiles;
   }

@@ -47,6 +47,15 @@ TILE_FN uint32_t pack4_fp8(float a, float b, float c, float d) {
   return static_cast<uint32_t>(word);
 }
 
+/// The same of numbers that may be larger than fp8 has: the largest stands for them.
+TILE_FN uint32_t pack4_fp8_saturated(F32x4 x) {
+  constexpr float kMost = kFp8 == abi::DType::fp8_e4m3fn ? 448 : 240;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)  // as comparisons, which keep a NaN
+    x[i] = x[i] > kMost ? kMost : x[i] < -kMost ? -kMost : x[i];
+  return pack4_fp8(x[0], x[1], x[2], x[3]);
+}
+
 /// Controls of DPP: which lane of its row of 16 a lane reads (CDNA3 ISA guide, section 13.3.9).
 inline constexpr int kDppRowBroadcast = 0x150;  // + lane
 constexpr int dpp_quad(int a, int b, int c, int d) { return a | b << 2 | c << 4 | d << 6; }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "global.h"
 #include "registers.h"
 #include "scalar.h"
 #include "sync.h"
@@ -69,14 +70,16 @@ class Row {
       rest_ += weights[n] != 0 ? partials.rest[n] * weights[n] : 0;
   }
 
-  /// destination[i] = element i * scale, as bf16, fp16 or fp32.
+  /// destination[i] = element i * scale, as bf16, fp16, fp32 or the machine's fp8, which saturates.
   TILE_FN void store(void* destination, float scale, int count, abi::DType type) const {
     if (type == abi::DType::fp32)
       store_as<float, Floats>(destination, scale, count);
     else if (type == abi::DType::bf16)
       store_as<__bf16, Bfloats>(destination, scale, count);
-    else
+    else if (type == abi::DType::fp16)
       store_as<_Float16, Halves>(destination, scale, count);
+    else
+      store_as_fp8(destination, scale, count);
   }
 
  private:
@@ -92,6 +95,19 @@ class Row {
       *reinterpret_cast<Four*>(out + first(i)) = __builtin_convertvector(quads_[i] * scale, Four);
     }
     if (lane() < count % 4) out[count / 4 * 4 + lane()] = static_cast<Element>(rest_ * scale);
+  }
+
+  TILE_FN void store_as_fp8(void* destination, float scale, int count) const {
+    auto* out = static_cast<uint8_t*>(destination);
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i) {
+      if (first(i) + 4 > count) break;
+      amdgcn::global_write(reinterpret_cast<uint64_t>(out + first(i)),
+                           amdgcn::pack4_fp8_saturated(quads_[i] * scale));
+    }
+    if (lane() < count % 4)
+      out[count / 4 * 4 + lane()] =
+          static_cast<uint8_t>(amdgcn::pack4_fp8_saturated(amdgcn::F32x4{rest_ * scale}));
   }
 
   Quad quads_[kQuads];

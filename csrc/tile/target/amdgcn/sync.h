@@ -51,6 +51,13 @@ TILE_FN const Params& reread(const Params&) {
   return *(const Params*)params;
 }
 
+/// Entry `index`, the same in all lanes of a wave, of a list that the launch does not write: by the
+/// scalar unit, whose loads wait for no others.
+template <class T>
+TILE_FN T listed(const T* list, uint32_t index) {
+  return ((const __attribute__((address_space(4))) T*)list)[index];
+}
+
 /// `value`, which the caller computes with alone: in vector registers, which are many.
 template <class T>
 TILE_FN T own(T value) {

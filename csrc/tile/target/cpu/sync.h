@@ -19,6 +19,12 @@ TILE_FN T uniform(T value) {
   return value;
 }
 
+/// Entry `index` of a list that the launch does not write.
+template <class T>
+TILE_FN T listed(const T* list, uint32_t index) {
+  return list[index];
+}
+
 /// `value`, which the caller computes with alone: a target that keeps values of a whole wave in
 /// registers of their own keeps it out of them.
 template <class T>

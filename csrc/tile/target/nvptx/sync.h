@@ -30,7 +30,7 @@ TILE_FN bool first_thread(Block) { return threadIdx.x == 0; }
 TILE_FN bool first_lane() { return lane() == 0; }
 
 /// Parameters lie in constant memory and a thread has its own program counter: nothing is gained by
-/// saying that a value is uniform, is read again or belongs to one thread.
+/// saying that a value or an index is uniform, is read again or belongs to one thread.
 template <class T>
 TILE_FN T uniform(T value) {
   return value;
@@ -42,6 +42,10 @@ TILE_FN const Params& reread(const Params& params) {
 template <class T>
 TILE_FN T own(T value) {
   return value;
+}
+template <class T>
+TILE_FN T listed(const T* list, uint32_t index) {
+  return list[index];
 }
 
 /// Whether blocks of a launch can wait for each other, see meet().

@@ -123,12 +123,12 @@ struct PagedAttention {
       const uint32_t group = wanted < last ? wanted : last;
       const auto blocks = static_cast<uint32_t>(p.num_blocks);
       if constexpr (Cache::kBlock16)
-        return {static_cast<uint32_t>(table[group]), blocks, 0};
+        return {static_cast<uint32_t>(tile::listed(table, group)), blocks, 0};
       else {
         const auto column =
             static_cast<uint32_t>(uint64_t{group} * p.group_multiplier >> p.group_shift);
         const uint32_t token = group * tile::kGroupTokens;
-        return {static_cast<uint32_t>(table[column]), blocks,
+        return {static_cast<uint32_t>(tile::listed(table, column)), blocks,
                 token - column * static_cast<uint32_t>(p.block_size)};
       }
     }

@@ -4,6 +4,7 @@
 #include "../../schedule.h"
 #include "decode_tiles_hk.h"
 #include "entry.h"
+#include "paged_tiles.h"
 #include "row.h"
 #include "scalar.h"
 #include "strip.h"

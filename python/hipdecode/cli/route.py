@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Unpack
 
 import click
 
 from hipdecode import target as targets
+from hipdecode.cli.route_paged import PagedSizes, answer_paged, paged_options
 from hipdecode.dispatch import DecodeShape, Route, route_mla_decode
 from hipdecode.models import find_model, split_dtypes
 from hipdecode.sparse_route import (
@@ -23,7 +25,7 @@ from hipdecode.tables import gain_pct
 @click.command()
 @click.option(
     "--op",
-    type=click.Choice(["mla_decode", "sparse_mla_decode"]),
+    type=click.Choice(["mla_decode", "sparse_mla_decode", "paged_attention"]),
     help="[mla_decode, or what the model runs]",
 )
 @click.option("--format", "form", type=click.Choice(FORMAT_NAMES), help="Of sparse. [v32]")
@@ -46,6 +48,7 @@ from hipdecode.tables import gain_pct
 @click.option("--compute-units", type=int, default=None, help="Default: those of the target.")
 @click.option("--num-splits", type=int, default=None, help="The caller's own split count.")
 @click.option("--batch-invariant", is_flag=True, help="Bits independent of other requests.")
+@paged_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     *,
@@ -66,14 +69,24 @@ def command(
     num_splits: int | None,
     batch_invariant: bool,
     as_json: bool,
+    **of_paged: Unpack[PagedSizes],
 ) -> None:
     """Explain which kernel a shape is routed to, and why.
 
-    Of sparse decode: into how many pieces the keys of each of batch x q_len tokens are cut.
+    Of sparse decode: into how many pieces the keys of each of batch x q_len tokens are cut. Of
+    paged attention: --q-len is mtp, --page-size the block size [16], --head-dims the head's.
     """
     target = targets.resolve(target_name)
     named = find_model(model) if model else None
     units = compute_units or target.compute_units()
+    if op == "paged_attention":
+        text = answer_paged(
+            target, of_paged, compute_units=units, batch=batch, nhead=nhead, kv_len=kv_len,
+            q_len=_first(q_len, 1), dtypes=(dtype, q_dtype, kv_dtype), page_size=page_size,
+            head_dims=head_dims, num_splits=num_splits, as_json=as_json,
+        )  # fmt: skip
+        click.echo(text)
+        return
     nhead = _first(nhead, named.nhead if named else 128)
     q_len = _first(q_len, named.q_len[0] if named else 1)
     sparse = named.sparse if named else None

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""`hipdecode sim per-token`: what a decode costs, by execution."""
+"""What a decode costs, by execution: `hipdecode sim per-token`, and sparse beside a structure."""
 
 from __future__ import annotations
 
+import csv
 import json
+import runpy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from hipdecode.testing import sim_counts
 from hipdecode.testing.cases import Case
 
 _TOKENS, _DEPTH, _VALUES = 64, 576, 512
+_COUNT = Path(__file__).parents[1] / "op_benchmarks" / "hip" / "count_sparse_structure.py"
 
 
 @pytest.fixture
@@ -46,3 +49,22 @@ def test_a_token_costs_the_matrix_work_and_the_memory_of_its_shape(simulated: No
 def test_objects_that_are_not_persistent_are_refused(simulator: None, tmp_path: Path) -> None:
     with pytest.raises(BadArgument, match=r"a.co: expected a persistent MLA decode kernel"):
         sim_counts.aiter_object(tmp_path / "a.co", Case(), (64, 128))
+
+
+def test_sparse_decode_takes_fewer_instructions_a_key_than_the_published_structure(
+    simulated: None, tmp_path: Path
+) -> None:
+    out = tmp_path / "counts.csv"
+    main = runpy.run_path(str(_COUNT))["main"]
+    words = ["--nhead", "16,64", "--lens", "64,192", "--csv", str(out)]
+    done = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    with out.open(newline="") as file:
+        rows = {(row["nhead"], row["per_key"]): row for row in csv.DictReader(file)}
+    for nhead in ("16", "64"):
+        for name in ("instructions", "valu", "lds", "wait", "barriers", "lds bytes written"):
+            row = rows[nhead, name]
+            assert float(row["ours"]) < float(row["published_structure"]), row
+    for name in ("mfma", "mfma passes"):
+        row = rows["64", name]
+        assert float(row["ours"]) == float(row["published_structure"])

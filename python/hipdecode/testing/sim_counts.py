@@ -18,12 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import hipdecode
 from hipdecode import ops, settings, sim
 from hipdecode.errors import BadArgument, SimulatorError
 
-from . import cases, reference
+from . import cases, reference, sparse_reference
 from .calls import decode
 from .cases import Case
+from .sparse_cases import SparseCase, make_sparse_inputs
+
+Run = tuple[str, float, dict[str, Any]]
+"""A kernel's symbol, its error and what was counted."""
 
 _THREADS = 256  # of AITER's decode kernels
 _SLOT = 16  # bytes of an argument in KernelArgs of csrc/py_itfs_cu/asm_mla.cu, ROCm/aiter
@@ -70,8 +75,8 @@ def own(target: str, case: Case, kv_lens: tuple[int, int]) -> Costs:
         HipdecodeError: the target is not simulated here, or a check failed.
     """
 
-    def run(one: Case) -> tuple[str, float, dict[str, Any]]:
-        inputs = cases.make_inputs(one)
+    def run(length: int) -> Run:
+        inputs = cases.make_inputs(_of_length(case, length))
         sim.journal(clear=True)
         out, _ = decode(inputs, "persistent")
         entry = next(e for e in sim.journal(clear=True) if "persistent" in e["kernel"])
@@ -79,7 +84,27 @@ def own(target: str, case: Case, kv_lens: tuple[int, int]) -> Costs:
 
     with settings.override(sim_compute_units=1):
         ops.use_target(target)
-        return _costs(run, case, kv_lens)
+        return costs(run, kv_lens)
+
+
+def own_sparse(target: str, case: SparseCase, lens: tuple[int, int]) -> Costs:
+    """Costs of `sparse_mla_decode` for one token, unsplit; see own().
+
+    Raises:
+        HipdecodeError: the target is not simulated here, or a check failed.
+    """
+
+    def run(length: int) -> Run:
+        inputs = make_sparse_inputs(dataclasses.replace(case, lens=(length,)))
+        sim.journal(clear=True)
+        out, _ = hipdecode.sparse_mla_decode(**inputs, num_splits=1, return_lse=True)
+        (entry,) = sim.journal(clear=True)
+        want = sparse_reference.sparse_mla_decode(**inputs).o
+        return entry["kernel"], error_of(out, want), entry["counts"]
+
+    with settings.override(sim_compute_units=1):
+        ops.use_target(target)
+        return costs(run, lens)
 
 
 def aiter_object(file: Path, case: Case, kv_lens: tuple[int, int]) -> Costs:
@@ -97,7 +122,8 @@ def aiter_object(file: Path, case: Case, kv_lens: tuple[int, int]) -> Costs:
     program = sim.Program(file)
     kernel = str(program.kernels()[0]["kernel"])
 
-    def run(one: Case) -> tuple[str, float, dict[str, Any]]:
+    def run(length: int) -> Run:
+        one = _of_length(case, length)
         inputs = cases.make_inputs(one)
         rows = inputs["q"].shape[0]
         out = torch.full((rows, one.nhead, one.head_dim_v), float("nan"), dtype=one.out_dtype)
@@ -109,7 +135,7 @@ def aiter_object(file: Path, case: Case, kv_lens: tuple[int, int]) -> Costs:
         del kept  # the kernel's own memory must outlive the launch
         return kernel, _error(out, inputs), counts
 
-    return _costs(run, case, kv_lens)
+    return costs(run, kv_lens)
 
 
 def _kernarg(
@@ -151,8 +177,20 @@ def _slot(value: Tensor | float | int | None) -> bytes:
     return packed.ljust(_SLOT, b"\0")
 
 
+def _of_length(case: Case, length: int) -> Case:
+    return dataclasses.replace(case, kv_lens=(length,) * len(case.q_lens))
+
+
 def _error(out: Tensor, inputs: cases.MlaInputs) -> float:
-    want = reference.mla_decode(**inputs).o
+    return error_of(out, reference.mla_decode(**inputs).o)
+
+
+def error_of(out: Tensor, want: Tensor) -> float:
+    """Largest error relative to the largest value.
+
+    Raises:
+        SimulatorError: it is no rounding.
+    """
     error = (out.double() - want).abs().max() / want.abs().max()
     if not error < 0.1:
         raise SimulatorError(
@@ -162,12 +200,9 @@ def _error(out: Tensor, inputs: cases.MlaInputs) -> float:
     return float(error)
 
 
-def _costs(
-    run: Callable[[Case], tuple[str, float, dict[str, Any]]],
-    case: Case,
-    kv_lens: tuple[int, int],
-) -> Costs:
-    runs = [run(dataclasses.replace(case, kv_lens=(n,) * len(case.q_lens))) for n in kv_lens]
+def costs(run: Callable[[int], Run], kv_lens: tuple[int, int]) -> Costs:
+    """What a kernel costs, from runs at two context lengths."""
+    runs = [run(length) for length in kv_lens]
     counts = [_flat(one[2]) for one in runs]
     short, long = kv_lens
     rows = []

@@ -261,3 +261,19 @@ def test_peers_are_drawn_by_their_fastest_form(tmp_path: Path) -> None:
 def test_gain_is_positive_where_hk_is_faster() -> None:
     curve = {64: {"hk": 1.0, "persistent": 2.0}, 256: {"hk": 3.0, "persistent": 2.0}}
     assert bench_plot.gains(curve) == {64: 50.0, 256: -50.0}
+
+
+def test_bench_pa_mtp_writes_ratios_kernels_machine_and_commit(tmp_path: Path) -> None:
+    out = tmp_path / "pa.csv"
+    options = ("--gqa", "8,10", "--mtp", "2", "--ctx", "130", "--batch", "1", "--kv", "fp8")
+    ran = run_script("bench_pa_mtp", *options, "--iters", "3", "--budget-s", "1", "--csv", str(out))
+    assert ran.exit_code == 0, ran.output
+    rows = read_rows(out)
+    assert [(row["gqa"], row["mtp"], row["ctx"]) for row in rows] == [
+        ("8", "2", "130"), ("10", "2", "130"),
+    ]  # fmt: skip
+    for row in rows:
+        assert float(row["ratio"]) > 0
+        assert "block16" in row["kernels"]
+        assert row["machine"]
+        assert row["commit"]

@@ -98,9 +98,8 @@ struct PagedTiles {
   void score(const Tokens& tokens, const Tokens& next) {
     TILE_ASSERT(tokens.count > 0 && tokens.count <= kTokens);
     for (int g = 0; g < tokens.groups(); ++g) {
-      const Ahead ahead = g < next.groups() && next.keys[g] != nullptr
-                              ? Ahead{&cache_, next.keys[g], next.values[g]}
-                              : Ahead{&cache_, nullptr, nullptr};
+      const bool known = g < next.groups() && next.keys[g] != nullptr;
+      const Ahead ahead{cache_, known ? &next : nullptr, g};
       if (tokens.keys[g] == nullptr)
         hide(g * kGroupTokens, (g + 1) * kGroupTokens);
       else
@@ -177,23 +176,32 @@ struct PagedTiles {
 
   /// The next tile's group, brought in by step c out of kDepth / kChunkWords.
   struct Ahead {
-    const Cache* cache;
-    const Element *keys, *values;
+    const Cache& cache;
+    const Tokens* next;  // null: nothing to do
+    int group;
 
-    void operator()(int c) const {
-      if (keys == nullptr) return;
+    // inlined early, or gcc takes a function of nothing but prefetches for one without effect
+    __attribute__((always_inline)) void operator()(int c) const {
+      if (next == nullptr) return;
       constexpr int kSteps = kDepth / kChunkWords;
       constexpr int kLine = kCacheLine / kElementBytes;
       constexpr int kKeyLines = kKeyChunks * kGroupTokens * 16 / kCacheLine;
       constexpr int kKeysEach = (kKeyLines + kSteps - 1) / kSteps, kColumns = kHeadDim / kSteps;
+      if (kTokenScales && c == 0) {
+        __builtin_prefetch(next->key_scales[group], 0, 2);
+        __builtin_prefetch(next->value_scales[group], 0, 2);
+      }
+      const Element* keys = next->keys[group];
       for (int i = c * kKeysEach; i < (c + 1) * kKeysEach && i < kKeyLines; ++i)
-        __builtin_prefetch(keys + i / 4 * cache->key_chunk_stride() + i % 4 * kLine, 0, 2);
-      const int64_t column = cache->value_column_stride();
+        __builtin_prefetch(keys + i / 4 * cache.key_chunk_stride() + i % 4 * kLine, 0, 2);
+      const int64_t column = cache.value_column_stride();
       const int step = column >= kLine ? 1 : static_cast<int>(kLine / column);
       const int chunks = column == Cache::kChunk ? kValueChunks : 1;
-      for (int k = 0; k < chunks; ++k)
+      for (int k = 0; k < chunks; ++k) {
+        const Element* values = next->values[group] + k * cache.value_chunk_stride();
         for (int d = c * kColumns; d < (c + 1) * kColumns; d += step)
-          __builtin_prefetch(values + k * cache->value_chunk_stride() + d * column, 0, 2);
+          __builtin_prefetch(values + d * column, 0, 2);
+      }
     }
   };
 

@@ -210,8 +210,9 @@ struct PagedAttention {
     const float factor = p.sm_scale * tile::kLog2E * scale_of(p.k.scale);
     const float scale = tile::uniform(tile::own(factor == 0 ? kLeastScale : factor));
     tiles.load_queries(QueryRow{p, work, begin}, rows);
-    const int32_t seen =
-        visible_in(p, work, begin, work.first_key, work.end_key - work.first_key)(rows - 1);
+    const Visible visible =
+        visible_in(p, work, begin, work.first_key, work.end_key - work.first_key);
+    const int32_t seen = visible(rows - 1);
     const int32_t end = work.first_key + seen;  // no row looks further
     if (seen <= 0) return;
     const int32_t* table = p.block_tables + work.request * p.table_stride;
@@ -223,7 +224,9 @@ struct PagedAttention {
           const auto first = static_cast<uint32_t>(from) / tile::kGroupTokens;
           return tiles.gather(GroupAt{table, p, first, last}, count > 0 ? count : 0);
         },
-        [&](int32_t from, int32_t count) { return visible_in(p, work, begin, from, count); });
+        [&](int32_t from, int32_t count) {
+          return Visible{visible.seen - (from - work.first_key), count, visible.begin, visible.gqa};
+        });
   }
 
   static TILE_FN void run(const Params& p, tile::Block block, Shared& shared) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "lane_reduce.h"
 #include "paged_plan.h"
 #include "sync.h"
 
@@ -46,8 +47,10 @@ class PagedFetch {
     uint32_t block[P::kGroups], first[P::kGroups], missing = 0;
 #pragma unroll
     for (int g = 0; g < P::kGroups; ++g) {
-      const bool exists = groups[g].exists();
-      block[g] = exists ? groups[g].block : 0;
+      // taken here, so that nothing before can wait for it and its load is not put off until then
+      block[g] = recomputed_uniform(groups[g].block);
+      const bool exists = block[g] < groups[g].blocks;
+      block[g] = exists ? block[g] : 0;
       first[g] = exists ? groups[g].first : 0;
       missing |= exists ? 0 : 1u << g;
     }
@@ -90,6 +93,13 @@ class PagedFetch {
   static TILE_FN float scale_of(float scale) {
     static_assert(P::kChunk == 16, "a lane of the chunk's 16 for each token");
     return std::bit_cast<float>(dpp<kDppRowBroadcast + kToken>(std::bit_cast<uint32_t>(scale)));
+  }
+
+  /// Of each token of this lane's chunk a number, times the token's scale. One instruction each:
+  /// multiplied in pairs, as the compiler would, they need a register each for the scales.
+  static TILE_FN void scale(float scale, F32x4 (&tokens)[P::kProducts]) {
+    unrolled<P::kChunk>(
+        [&](auto n) { tokens[n / 4][n % 4] = own(tokens[n / 4][n % 4] * scale_of<n>(scale)); });
   }
 
   /// The group of 16 tokens that this lane's chunk of values is part of.

@@ -72,25 +72,22 @@ class PagedTiles {
     return tokens;
   }
 
+  /// Loads are never skipped, not even those of a tile that does not exist, which bring the last
+  /// group once more: a branch around them would have the compiler wait as if it were always taken.
   TILE_FN void fetch(const Tokens& tokens) {
-    here_ = tokens.count - first_token_;
-    if (here_ > 0) {
-      aim(tokens);
-      fetch_.fetch_keys();
-      __builtin_amdgcn_sched_barrier(0);
-      fetch_.fetch_values();
-      __builtin_amdgcn_sched_barrier(0);
-    }
+    aim(tokens);
+    fetch_.fetch_keys();
+    __builtin_amdgcn_sched_barrier(0);
+    fetch_.fetch_values();
+    __builtin_amdgcn_sched_barrier(0);
     queries_.arrive();
   }
 
   TILE_FN void score(const Tokens&, const Tokens& next) {
-    next_ = next.count - first_token_;
     masked_ = false;
-    if (here_ <= 0) return;
+    __builtin_amdgcn_sched_barrier(0);  // the next tile's blocks are looked up behind the products
     multiply_keys();
     __builtin_amdgcn_sched_barrier(0);  // the registers of the keys are free
-    if (next_ <= 0) return;
     aim(next);
     fetch_.fetch_keys();
     __builtin_amdgcn_sched_barrier(0);
@@ -98,7 +95,7 @@ class PagedTiles {
 
   template <class Visible>
   TILE_FN void mask(const Tokens& tokens, int first_hidden, const Visible& visible) {
-    if (here_ <= 0 || (first_hidden - first_token_ >= P::kPart && !tokens.skips())) return;
+    if (first_hidden - first_token_ >= P::kPart && !tokens.skips()) return;
     masked_ = true;
     TILE_UNROLL
     for (int r = 0; r < P::kRowTiles; ++r) {
@@ -108,8 +105,7 @@ class PagedTiles {
   }
 
   TILE_FN void softmax(const Tokens& tokens, float scale) {
-    if (here_ <= 0) return;
-    if (!masked_ && here_ < P::kPart) {
+    if (!masked_ && tokens.count - first_token_ < P::kPart) {
       masked_ = true;
       TILE_UNROLL
       for (int r = 0; r < P::kRowTiles; ++r) seen_[r] = seen(tokens, tokens.count);
@@ -124,13 +120,9 @@ class PagedTiles {
 
   template <class Visible>
   TILE_FN void accumulate(const Tokens&, int, const Visible&) {
-    if (here_ > 0) {
-      if (masked_) make_finite();
-      multiply_values();
-    }
+    if (masked_) make_finite();
+    multiply_values();
     __builtin_amdgcn_sched_barrier(0);  // the registers of the values are free
-    here_ = next_;
-    if (next_ <= 0) return;
     fetch_.fetch_values();
     __builtin_amdgcn_sched_barrier(0);
   }
@@ -168,9 +160,8 @@ class PagedTiles {
 
   uint32_t base_;
   int token_wave_, first_token_, rows_ = 0;
-  int here_ = 0, next_ = 0;  // tokens from this wave's part on: of this tile, of the next
-  bool masked_ = false;      // some row does not see all of the part
-  int seen_[P::kRowTiles];   // then how many of this lane's chunk a row sees
+  bool masked_ = false;     // some row does not see all of the part
+  int seen_[P::kRowTiles];  // then how many of this lane's chunk a row sees
   amdgcn::PagedFetch<Shape> fetch_;
   amdgcn::PagedQueries<Shape> queries_;
   F32x4 scores_[P::kRowTiles][P::kProducts];
@@ -192,8 +183,9 @@ class PagedTiles {
 
   TILE_FN void aim(const Tokens& tokens) {
     const uint32_t missing = fetch_.aim(tokens.groups);
-    const auto groups = static_cast<uint32_t>(tokens.count - first_token_ - 1) / kGroupTokens + 1;
-    tokens.missing = missing & ((1u << (groups < P::kGroups ? groups : P::kGroups)) - 1);
+    const int groups = (tokens.count - first_token_ + kGroupTokens - 1) / kGroupTokens;
+    tokens.missing =
+        groups < P::kGroups ? missing & ((1u << (groups > 0 ? groups : 0)) - 1) : missing;
   }
 
   /// Of this lane's chunk those tokens that lie before token `limit` of the tile; none of a group
@@ -240,17 +232,8 @@ class PagedTiles {
           scores_[r][i] = M::unit(keys, queries[r], scores_[r][i]);
       }
     }
-    if constexpr (P::kTokenScales) {
-      TILE_UNROLL
-      for (int r = 0; r < P::kRowTiles; ++r) {
-        amdgcn::unrolled<P::kChunk>([&](auto n) {
-          scores_[r][n / 4][n % 4] *= fetch_.template scale_of<n>(fetch_.key_scale);
-        });
-        TILE_UNROLL
-        for (F32x4& scores : scores_[r])  // before the next scale is loaded
-          scores = amdgcn::recomputed(scores);
-      }
-    }
+    if constexpr (P::kTokenScales) TILE_UNROLL
+    for (int r = 0; r < P::kRowTiles; ++r) fetch_.scale(fetch_.key_scale, scores_[r]);
   }
 
   /// The row's largest logit of this part in base 2, that of a weight with its scale where fp16
@@ -284,13 +267,15 @@ class PagedTiles {
         weights[i][e] = tile::exp2(__builtin_fmaf(scores_[r][i][e], scale, -level_[r]));
       sum += weights[i];
     }
-    sum_[r] += (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    if constexpr (P::kTokenScales)
-      amdgcn::unrolled<P::kChunk>([&](auto n) {
-        weights[n / 4][n % 4] *= fetch_.template scale_of<n>(fetch_.value_scale);
-      });
+    // here and not behind the next branch, which has other uses for these registers
+    sum_[r] = amdgcn::recomputed(sum_[r] + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
+    if constexpr (P::kTokenScales) fetch_.scale(fetch_.value_scale, weights);
     TILE_UNROLL
-    for (int i = 0; i < P::kProducts; ++i) weights_[r][i] = M::narrow(weights[i]);
+    for (int i = 0; i < P::kProducts; ++i) {
+      weights_[r][i] = M::narrow(weights[i]);
+      TILE_UNROLL
+      for (uint32_t& word : weights_[r][i].at) word = amdgcn::recomputed(word);
+    }
   }
 
   TILE_FN void rescale(int r, float level) {
@@ -350,6 +335,7 @@ class PagedTiles {
           (2 * n < seen_[r] ? M::kOne : 0) | (2 * n + 1 < seen_[r] ? M::kOne << 16 : 0);
     TILE_UNROLL
     for (int c = 0; c < P::kColumnTiles; ++c) {
+      __builtin_amdgcn_sched_barrier(0);  // one after the other: registers, not time
       const U32x4 values = fetch_.values[c];
       // a byte of 1 is a positive number in fp8
       const U32x4 special = Cached::special(values) * (P::kFp8 ? 1 : M::kOne);

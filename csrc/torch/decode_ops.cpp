@@ -11,11 +11,17 @@ namespace {
 constexpr int64_t kMaxBlocks = 0x7fffffff;  // of a launch
 
 std::string kernel_name(const runtime::Place& place, const char* module, const Tensor& q,
-                        const Tensor& kv_buffer, int64_t head_dim_v,
-                        const abi::MlaDecodeParams& p) {
-  return runtime::join(module, "/", q.size(2), "-", head_dim_v, "-", dtype_name(dtype_of("q", q)),
-                       "-", dtype_name(dtype_of("kv_buffer", kv_buffer)), "-",
-                       wanted_rows(place.device.kind, int64_t{p.max_seqlen_q} * p.nhead));
+                        const Tensor& kv_buffer, int64_t head_dim_v, const abi::MlaDecodeParams& p,
+                        int64_t tile_rows) {
+  return runtime::join(
+      module, "/", q.size(2), "-", head_dim_v, "-", dtype_name(dtype_of("q", q)), "-",
+      dtype_name(dtype_of("kv_buffer", kv_buffer)), "-",
+      wanted_rows(place.device.kind, int64_t{p.max_seqlen_q} * p.nhead, tile_rows));
+}
+
+void check_tile_rows(int64_t rows) {
+  HIPDECODE_CHECK(rows == 0 || rows == 16 || rows == 32 || rows == 64 || rows == 128,
+                  "tile_rows: expected 16, 32, 64, 128 or 0 for any, got ", rows);
 }
 
 /// Cuts the call into tiles of the kernel's rows.
@@ -29,22 +35,24 @@ void cut_into_tiles(const runtime::Kernel& kernel, abi::MlaDecodeParams& p) {
 const runtime::Kernel& remembered_kernel(runtime::KernelMemo& memo, const runtime::Place& place,
                                          const char* module, const Tensor& q,
                                          const Tensor& kv_buffer, int64_t head_dim_v,
-                                         const abi::MlaDecodeParams& p) {
-  const auto wanted = wanted_rows(place.device.kind, int64_t{p.max_seqlen_q} * p.nhead);
+                                         const abi::MlaDecodeParams& p, int64_t tile_rows = 0) {
+  const auto wanted = wanted_rows(place.device.kind, int64_t{p.max_seqlen_q} * p.nhead, tile_rows);
   const auto key = static_cast<uint64_t>(q.size(2)) << 32 |
                    static_cast<uint64_t>(head_dim_v) << 16 | static_cast<uint64_t>(wanted) << 8 |
                    static_cast<uint64_t>(dtype_of("q", q)) << 4 |
                    static_cast<uint64_t>(dtype_of("kv_buffer", kv_buffer));
-  return memo.find(place, key,
-                   [&] { return kernel_name(place, module, q, kv_buffer, head_dim_v, p); });
+  return memo.find(place, key, [&] {
+    return kernel_name(place, module, q, kv_buffer, head_dim_v, p, tile_rows);
+  });
 }
 
 }  // namespace
 
 const runtime::Kernel& decode_kernel(const runtime::Place& place, const char* module,
                                      const Tensor& q, const Tensor& kv_buffer, int64_t head_dim_v,
-                                     const abi::MlaDecodeParams& p) {
-  return runtime::find_kernel(place, kernel_name(place, module, q, kv_buffer, head_dim_v, p));
+                                     const abi::MlaDecodeParams& p, int64_t tile_rows) {
+  return runtime::find_kernel(place,
+                              kernel_name(place, module, q, kv_buffer, head_dim_v, p, tile_rows));
 }
 
 void launch_hk(const runtime::Kernel& kernel, abi::MlaDecodeParams& p, const SplitMemory& memory,
@@ -82,7 +90,8 @@ void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Ten
                    Tensor kv_indptr, Tensor kv_indices, OptionalTensor kv_last_page_lens,
                    OptionalTensor partial_output, OptionalTensor partial_lse,
                    OptionalTensor arrivals, OptionalTensor q_scale, OptionalTensor kv_scale,
-                   int64_t max_seqlen_q, int64_t num_splits, double sm_scale, bool causal) {
+                   int64_t max_seqlen_q, int64_t num_splits, double sm_scale, bool causal,
+                   int64_t tile_rows) {
   const runtime::Place place = begin_call(q);
   abi::MlaDecodeParams p =
       checked_params({q, kv_buffer, o, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens,
@@ -91,9 +100,10 @@ void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Ten
   HIPDECODE_CHECK(num_splits >= 1 && num_splits <= kMostSplits, "num_splits: expected 1 to ",
                   kMostSplits, ", got ", num_splits);
   p.num_splits = static_cast<int32_t>(num_splits);
+  check_tile_rows(tile_rows);
   thread_local runtime::KernelMemo memo;
   const runtime::Kernel& kernel =
-      remembered_kernel(memo, place, "mla_decode_hk", q, kv_buffer, o.size(2), p);
+      remembered_kernel(memo, place, "mla_decode_hk", q, kv_buffer, o.size(2), p, tile_rows);
   SplitMemory memory;
   if (num_splits > 1) {
     HIPDECODE_CHECK(

@@ -9,10 +9,11 @@
 namespace hipdecode::torch_ops {
 
 /// The kernel `module/qk-v-q-kv-rows` for a call.
+/// @param tile_rows as wanted_rows()
 /// @throws runtime::Error where it is not loaded and cannot be
 const runtime::Kernel& decode_kernel(const runtime::Place& place, const char* module,
                                      const Tensor& q, const Tensor& kv_buffer, int64_t head_dim_v,
-                                     const abi::MlaDecodeParams& p);
+                                     const abi::MlaDecodeParams& p, int64_t tile_rows);
 
 /// Where hk puts partial results of split contexts, and how many elements fit.
 struct SplitMemory {

@@ -10,7 +10,8 @@ void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Ten
                    Tensor kv_indptr, Tensor kv_indices, OptionalTensor kv_last_page_lens,
                    OptionalTensor partial_output, OptionalTensor partial_lse,
                    OptionalTensor arrivals, OptionalTensor q_scale, OptionalTensor kv_scale,
-                   int64_t max_seqlen_q, int64_t num_splits, double sm_scale, bool causal);
+                   int64_t max_seqlen_q, int64_t num_splits, double sm_scale, bool causal,
+                   int64_t tile_rows);
 
 void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse,
                            Tensor qo_indptr, Tensor kv_indptr, Tensor kv_indices,

@@ -18,7 +18,7 @@ STABLE_TORCH_LIBRARY(hipdecode, m) {
       "partial_lse, "
       "Tensor(e!)? arrivals, Tensor? q_scale, Tensor? kv_scale, int max_seqlen_q, int num_splits, "
       "float sm_scale, "
-      "bool causal) -> ()");
+      "bool causal, int tile_rows) -> ()");
   m.def(
       "mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor(a!) o, Tensor(b!)? lse, Tensor "
       "qo_indptr, "

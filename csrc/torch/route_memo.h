@@ -19,7 +19,8 @@ struct RouteKey {
   int32_t q_dtype, kv_dtype;
   int32_t num_splits;  // -1: free
   int8_t route;        // of Choice
-  int8_t batch_invariant, planned, reserved[5];
+  int8_t batch_invariant, planned, reserved[3];
+  int16_t tile_rows;  // 0: free
 };
 static_assert(sizeof(RouteKey) == 3 * 8 + 10 * 4 + 8);
 

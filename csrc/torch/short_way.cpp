@@ -34,12 +34,13 @@ struct ScratchFacts {
 };
 
 constexpr int64_t kMostChoice = 0x7fffffff;
+constexpr int64_t kMostRows = 128;  // of a tile
 constexpr intptr_t kDecodeArguments = 6, kPackArguments = 12;
 
 /// A call's objects, read and checked.
 struct Call {
   std::array<PyObject*, 13> step;   // as _Step of python/hipdecode/decode.py
-  std::array<PyObject*, 4> choice;  // kv_len, batch_invariant, route, num_splits
+  std::array<PyObject*, 5> choice;  // kv_len, batch_invariant, route, num_splits, tile_rows
   Tensor q, kv_buffer, o;
   OptionalTensor lse;
   Tensor qo_indptr, kv_indptr, kv_indices;
@@ -53,7 +54,7 @@ struct Call {
 
   explicit Call(PyObject* const* a)
       : step(items_of<13>(a[0])),
-        choice(items_of<4>(a[1])),
+        choice(items_of<5>(a[1])),
         q(tensor_of(step[0])),
         kv_buffer(tensor_of(step[1])),
         o(tensor_of(step[2])),
@@ -84,6 +85,7 @@ struct Call {
                                     : route == "hk" ? Choice::hk
                                                     : Choice::persistent);
     key.num_splits = static_cast<int32_t>(choice_of(choice[3]));
+    key.tile_rows = static_cast<int16_t>(rows_of(choice[4]));
     key.batch_invariant = bool_of(choice[1]);
     key.planned = planned;
     key.batch = p.batch;
@@ -108,6 +110,12 @@ struct Call {
     const int64_t value = int_of(object, -1);
     if (object != python().none && (value < 0 || value > kMostChoice)) throw Unusual{};
     return value;
+  }
+
+  static int64_t rows_of(PyObject* object) {
+    const int64_t rows = int_of(object, 0);
+    if (object != python().none && (rows < 1 || rows > kMostRows)) throw Unusual{};
+    return rows;
   }
 
   /// Lengths seen during a capture mean nothing to its replays.
@@ -222,14 +230,14 @@ PyObject* decode(PyObject*, PyObject* const* arguments, intptr_t count) {
 
 PyObject* learn(PyObject*, PyObject* const* arguments, intptr_t count) {
   return or_none(unless_unusual([&]() -> PyObject* {
-    if (count != kDecodeArguments + 2) return nullptr;
+    if (count != kDecodeArguments + 3) return nullptr;
     const Call call(arguments);
     const bool persistent = text_of(arguments[kDecodeArguments]) == "persistent";
     RouteEntry entry;
     entry.num_splits = int_of(arguments[kDecodeArguments + 1]);
-    entry.decode =
-        &decode_kernel(call.place, persistent ? "mla_decode_persistent" : "mla_decode_hk", call.q,
-                       call.kv_buffer, call.o.size(2), call.p);
+    entry.decode = &decode_kernel(
+        call.place, persistent ? "mla_decode_persistent" : "mla_decode_hk", call.q, call.kv_buffer,
+        call.o.size(2), call.p, int_of(arguments[kDecodeArguments + 2]));
     if (persistent) entry.reduce = &runtime::find_kernel(call.place, "mla_reduce");
     keep_route(call.key, entry);
     return nullptr;

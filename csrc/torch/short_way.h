@@ -26,7 +26,8 @@ void set_tensor_objects(const TensorObjects& objects);
 /// A tuple of the arguments, a tuple of the choices, scratch and plan (bytes or None), and whether
 /// the plan is the caller's -> int, an Outcome
 PyObject* decode(PyObject*, PyObject* const* arguments, intptr_t count);
-/// As decode, the route's name and its splits: what such calls launch from now on
+/// As decode, the route's name, its splits and the rows of its tiles or 0: what such calls launch
+/// from now on
 PyObject* learn(PyObject*, PyObject* const* arguments, intptr_t count);
 /// Tensors and numbers of an MlaPlan -> bytes, or None where they are no plan
 PyObject* pack_plan(PyObject*, PyObject* const* arguments, intptr_t count);

@@ -83,11 +83,13 @@ inline abi::DType dtype_of(const char* name, const Tensor& t) {
       name, ": expected bfloat16, float16, float8_e4m3fn or float8_e4m3fnuz, got another dtype"));
 }
 
-/// Query rows of the tile that a call asks for, as registry.wanted_rows() in Python: the smallest
-/// that holds them all. What it gets is in KernelInfo::rows, since a target need not have them all.
-inline int64_t wanted_rows(runtime::DeviceKind device, int64_t packed) {
+/// Query rows of the tile that a call asks for, as registry.wanted_rows() in Python: the caller's
+/// own choice, else (0) the smallest that holds them all. What it gets is in KernelInfo::rows,
+/// since a target need not have them all.
+inline int64_t wanted_rows(runtime::DeviceKind device, int64_t packed, int64_t asked = 0) {
   constexpr int64_t kLeast = 16, kMost = 128;
   if (device == runtime::DeviceKind::cpu) return kMost;
+  if (asked != 0) packed = asked;
   return std::clamp<int64_t>(std::bit_ceil(static_cast<uint64_t>(packed)), kLeast, kMost);
 }
 

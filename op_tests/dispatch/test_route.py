@@ -148,7 +148,7 @@ def test_route_is_not_changed_by_the_environment(shape: DecodeShape) -> None:
 
 
 def test_route_reads_tables_of_the_override_folder(tables: Path) -> None:
-    row = "fp8_e4m3fn,fp8_e4m3fn,32,4,1,1,,0,,hk,3,,,,,,,,"
+    row = "fp8_e4m3fn,fp8_e4m3fn,32,4,1,1,,0,,hk,3,auto,,,,,,,,"
     (tables / "gfx950" / "mla_decode.csv").write_text(
         ",".join(MLA_DECODE.columns) + "\n" + row + "\n"
     )
@@ -220,13 +220,36 @@ def test_route_follows_the_caller() -> None:
 
 def test_forced_hk_takes_the_splits_of_its_row(tables: Path) -> None:
     key = "fp8_e4m3fn,fp8_e4m3fn,32,4,1"
-    rows = [f"{key},1,,0,2049,hk,4,,,,,,,,", f"{key},1,,2049,,persistent,plan,,,,,,,,"]
+    rows = [
+        f"{key},1,,0,2049,hk,4,auto,,,,,,,,",
+        f"{key},1,,2049,,persistent,plan,auto,,,,,,,,",
+    ]
     table = tables / "gfx950" / "mla_decode.csv"
     table.write_text("\n".join([",".join(MLA_DECODE.columns), *rows]) + "\n")
     assert route_of(kv_len=2048).num_splits == 4
     assert route_of(kv_len=2048, route="hk").num_splits == 4
     assert route_of(kv_len=8192, route="hk").num_splits == 32  # by the rule
     assert route_of(kv_len=2048, num_splits=2).num_splits == 2
+
+
+def test_row_chooses_the_rows_of_a_tile_and_auto_splits_count_such_tiles(tables: Path) -> None:
+    key = "bf16,bf16,128,1,1"
+    rows = [
+        f"{key},1,,0,2049,hk,auto,32,,,,,,,,",
+        f"{key},1,,2049,,hk,auto,auto,,,,,,,,",
+    ]
+    table = tables / "sm_90" / "mla_decode.csv"
+    table.write_text("\n".join([",".join(MLA_DECODE.columns), *rows]) + "\n")
+    shape = {"family": "sm_90", "compute_units": 132, "nhead": 128, "q_len": 1, "batch": 4}
+    shape |= {"q_dtype": "bf16", "kv_dtype": "bf16"}
+    narrow, wide = (route_of(**shape, kv_len=kv_len) for kv_len in (2048, 4096))
+    assert (narrow.tile_rows, narrow.num_splits) == (32, 8)
+    assert "tiles of 32 query rows" in narrow.reason
+    assert (wide.tile_rows, wide.num_splits) == (None, 16)
+    assert route_of(**shape, kv_len=2048, route="hk").tile_rows == 32
+    forced = route_of(**shape, kv_len=2048, tile_rows=16)
+    assert (forced.route, forced.tile_rows, forced.num_splits) == ("hk", 16, 4)
+    assert route_of(**shape, kv_len=2048, batch_invariant=True).tile_rows is None
 
 
 @pytest.mark.parametrize(
@@ -329,6 +352,11 @@ def test_route_refuses_with_three_lists(changes: dict[str, object], missing: str
         ({"route": "asm"}, "route: expected one of hk persistent, got asm"),
         ({"num_splits": 0}, "num_splits: expected 1 to 1024, got 0"),
         ({"route": "persistent", "num_splits": 2}, "route: expected hk with num_splits=2"),
+        ({"route": "persistent", "tile_rows": 16}, "route: expected hk with tile_rows=16"),
+        (
+            {"tile_rows": 48},
+            "tile_rows: expected one of (16, 32, 64, 128), got 48; or leave it out",
+        ),
         ({"route": "persistent", "batch_invariant": True}, "route: expected hk with batch_inv"),
     ],
 )

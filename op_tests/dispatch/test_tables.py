@@ -125,6 +125,7 @@ def row_text(**cells: str) -> str:
     plain = {
         **dict(zip(COLUMNS[:5], ("bf16", "bf16", "16", "1", "1"), strict=True)),
         **{"batch_from": "1", "kv_from": "0", "route": "hk", "num_splits": "auto"},
+        "tile_rows": "auto",
     }
     return ",".join((plain | cells).get(name, "") for name in COLUMNS)
 
@@ -152,6 +153,11 @@ ORIGIN = {"machine": "here", "date": "2026-11-21", "source": "test"}
         ({"batch_from": "5", "batch_to": "5"}, "batch_to: expected more than 5, got 5"),
         ({"num_splits": "plan"}, "num_splits: expected an integer >= 1, got plan"),
         ({"route": "persistent", "num_splits": "4"}, "num_splits: expected one of plan, got 4"),
+        ({"tile_rows": "48"}, "tile_rows: expected one of auto 16 32 64 128, got 48"),
+        (
+            {"route": "persistent", "num_splits": "plan", "tile_rows": "32"},
+            "tile_rows: expected one of auto, got 32",
+        ),
         ({"us": "nan"}, "us: expected a finite number >= 0, got nan"),
         ({"us": "9"}, "machine: expected where a time comes from"),
         ({**ORIGIN, **TIMES, "gain_pct": "11"}, "gain_pct: expected 10.00, got 11"),
@@ -182,7 +188,7 @@ def test_reader_accepts_complete_evidence() -> None:
             [row_text(kv_to="7"), row_text(kv_from="6")],
             r"t.csv:3: .*got 2 for .batch 1, kv_len 6. \(lines 2, 3\); shrink",
         ),
-        (["bf16,bf16"], "t.csv:2: expected 19 cells, got 2"),
+        (["bf16,bf16"], "t.csv:2: expected 20 cells, got 2"),
     ],
 )
 def test_reader_names_the_point_when_rows_do_not_tile(lines: list[str], complaint: str) -> None:

@@ -186,7 +186,7 @@ def test_choose_prefers_the_rule_within_the_noise() -> None:
 @pytest.mark.parametrize(
     ("batch", "nhead", "kv_len", "numbers"),
     [
-        (1, 16, 4096, [1, 2, 4, 8, 16, 64]),  # the rule takes 32
+        (1, 16, 4096, [8, 16, 64]),  # the rule takes 32
         (1, 128, 256, [1, 4]),
         (16, 128, 4096, [1, 2]),
         (64, 16, 32768, [1]),
@@ -198,8 +198,27 @@ def test_choices_on_a_gpu_are_the_rule_and_other_split_counts(
 ) -> None:
     point = Point(replace(KEY, nhead=nhead), batch, kv_len)
     found = tune_run.choices(point, targets.resolve("sm_90"))
-    assert found == (HK, *(Choice("hk", number) for number in numbers), PERSISTENT)
+    usual = tuple(choice for choice in found if choice.tile_rows == "auto")
+    assert usual == (HK, *(Choice("hk", number) for number in numbers), PERSISTENT)
     assert tune_run.choices(point, targets.resolve("cpu")) == (HK, PERSISTENT)
+
+
+def test_choices_on_a_gpu_have_tiles_of_fewer_rows_where_all_run_at_once() -> None:
+    def rows_of(nhead: int, batch: int, kv_len: int) -> list[Choice]:
+        point = Point(replace(KEY, nhead=nhead), batch, kv_len)
+        found = tune_run.choices(point, targets.resolve("sm_90"))
+        return [choice for choice in found if choice.tile_rows != "auto"]
+
+    assert rows_of(16, 1, 1024) == []
+    assert rows_of(32, 8, 4096) == [Choice("hk", "auto", 16)]
+    assert rows_of(128, 1, 1024) == [
+        Choice("hk", "auto", 16),
+        Choice("hk", 16, 16),
+        Choice("hk", "auto", 32),
+        Choice("hk", 16, 32),
+    ]
+    assert rows_of(128, 32, 1024) == [Choice("hk", "auto", 32)]
+    assert rows_of(128, 64, 1024) == []
 
 
 def test_row_has_the_split_count_and_gains_over_the_other_route() -> None:

@@ -49,6 +49,21 @@ def test_mla_decode_matches_reference_for_any_head_count(
     check(case, route)
 
 
+TILE_CASES = [
+    _pair(pair, nhead=nhead, q_lens=(2, 1, 0, 2), kv_lens=(190, 0, 3, 321), seed=nhead)
+    for pair, nhead in itertools.product((BF16, FP8), (5, 24, 48, 128))
+]
+
+
+@pytest.mark.parametrize("tile_rows", [16, 32, 64, 128])
+@pytest.mark.parametrize("route", ["hk-1", "hk-3"])
+@pytest.mark.parametrize("case", TILE_CASES, ids=str)
+def test_mla_decode_matches_reference_in_tiles_of_any_rows(
+    check: Checker, case: Case, route: str, tile_rows: int
+) -> None:
+    check(case, route, tile_rows=tile_rows)
+
+
 Q_LEN_CASES = [
     _pair(BF16, nhead=nhead, q_lens=(q_len,) * 3, kv_lens=(q_len, 65, 200), causal=causal)
     for q_len, nhead, causal in itertools.product((*range(1, 9), 16), (3, 16), (True, False))

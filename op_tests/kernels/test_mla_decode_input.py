@@ -106,6 +106,8 @@ BAD: dict[str, tuple[str, Change]] = {
     "num_splits-0": ("num_splits", lambda i: {"route": "hk", "num_splits": 0}),
     "num_splits-negative": ("num_splits", lambda i: {"route": "hk", "num_splits": -2}),
     "num_splits-huge": ("num_splits", lambda i: {"route": "hk", "num_splits": 100000}),
+    "tile_rows-48": ("tile_rows", lambda i: {"tile_rows": 48}),
+    "tile_rows-tensor": ("tile_rows", lambda i: {"tile_rows": torch.tensor(16)}),
     "kv_len-negative": ("kv_len", lambda i: {"kv_len": -1}),
     "plan-other-type": ("plan", lambda i: {"plan": (1, 2)}),
     "workspace-other-type": ("workspace", lambda i: {"workspace": torch.zeros(4)}),
@@ -198,6 +200,7 @@ OP_CHANGES: dict[str, tuple[int, object]] = {
     "max_seqlen_q-0": (13, 0),
     "num_splits-0": (14, 0),
     "num_splits-without-scratch": (14, 4),
+    "tile_rows-48": (17, 48),
 }
 
 
@@ -207,7 +210,7 @@ def test_mla_decode_hk_op_raises_instead_of_reading_wild(name: str) -> None:
     i = cases.make_inputs(CASE)
     index = (i["qo_indptr"], i["kv_indptr"], i["kv_indices"], i["kv_last_page_lens"])
     arguments = [i["q"], i["kv_buffer"], _out(), torch.zeros(3, 16), *index]
-    arguments += [None, None, None, None, None, 2, 1, 0.1, True]
+    arguments += [None, None, None, None, None, 2, 1, 0.1, True, 0]
     position, value = OP_CHANGES[name]
     arguments[position] = value
     with pytest.raises(RuntimeError, match="expected"):

@@ -49,7 +49,7 @@ def _op_arguments(name: str) -> tuple[object, ...]:
     last = i["kv_last_page_lens"]
     if name == "mla_decode_hk":
         scratch = (torch.zeros(9, 12, 512), torch.zeros(9, 12), torch.zeros(8, dtype=torch.int32))
-        return (*common, last, *scratch, None, None, 2, 3, 0.1, True)
+        return (*common, last, *scratch, None, None, 2, 3, 0.1, True, 0)
     if name == "mla_decode_persistent":
         plan.partial_output.zero_()
         plan.partial_lse.zero_()

@@ -11,6 +11,7 @@ from torch import Tensor
 from .dispatch import MAX_SPLITS
 from .errors import BadArgument, WorkspaceError
 from .plan import MlaPlan
+from .registry import TILE_ROWS
 from .support import HEAD_DIMS, check_supported
 from .workspace import Workspace
 
@@ -69,6 +70,7 @@ def check_choices(
     workspace: Workspace | None,
     plan: MlaPlan | None = None,
     device: torch.device | None = None,
+    tile_rows: int | None = None,
 ) -> None:
     """Checks what a caller chooses freely; scratch and plan lie on the call's device.
 
@@ -80,6 +82,8 @@ def check_choices(
         raise BadArgument(f"sm_scale: expected a number of 0 or more or None, got {sm_scale!r}")
     if num_splits is not None:
         check_int("num_splits", num_splits, 1, MAX_SPLITS)
+    if tile_rows is not None and (isinstance(tile_rows, bool) or tile_rows not in TILE_ROWS):
+        raise BadArgument(f"tile_rows: expected one of {TILE_ROWS} or None, got {tile_rows!r}")
     if workspace is not None and not isinstance(workspace, Workspace):
         raise BadArgument(f"workspace: expected a Workspace or None, got {describe(workspace)}")
     for name, made in (

@@ -47,6 +47,7 @@ def mla_decode(
     kv_len: int | None = None,
     route: str | None = None,
     num_splits: int | None = None,
+    tile_rows: int | None = None,
     batch_invariant: bool = False,
     workspace: Workspace | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -79,6 +80,7 @@ def mla_decode(
             the capacity of kv_indices; unknown with a plan, a graph capture or torch.compile.
         route: `hk` or `persistent` instead of the table's choice.
         num_splits: KV pieces per request of the hk route.
+        tile_rows: query rows that share a block there: 16, 32, 64 or 128 where the target has it.
         batch_invariant: fixed split count: a request's bits do not depend on its neighbours.
         workspace: scratch; by default this thread's own.
 
@@ -92,7 +94,7 @@ def mla_decode(
 
     Source: DeepSeek-V2 (2024), section 2.1; the split merge is that of Flash-Decoding.
     """
-    choice = (kv_len, batch_invariant, route, num_splits)
+    choice = (kv_len, batch_invariant, route, num_splits, tile_rows)
     # read before the test, which torch.compile knows to be false
     short = ops.short_way
     if torch.compiler.is_dynamo_compiling():
@@ -115,12 +117,12 @@ def mla_decode(
         # is it worth the time to find out whose fault it was and to say so by name.
         check_inputs(q, kv_buffer, qo_indptr, kv_indptr, kv_indices, max_seqlen_q)
         check_options(q, out, lse, kv_last_page_lens, q_scale, kv_scale, qo_indptr.numel() - 1)
-        check_choices(sm_scale, num_splits, workspace, plan, q.device)
+        check_choices(sm_scale, num_splits, workspace, plan, q.device, tile_rows)
         raise
     return (out, lse) if return_lse and lse is not None else out
 
 
-_routes: dict[tuple[object, ...], tuple[str, int]] = {}
+_routes: dict[tuple[object, ...], tuple[str, int, int]] = {}
 _MAX_ROUTES = 8192
 
 
@@ -195,20 +197,21 @@ def _decode(
     """Routes a step and launches it."""
     compiling = torch.compiler.is_compiling()
     if compiling:  # the call will be replayed: lengths seen now mean nothing
-        chosen, splits = _prepare(step.q.device, *_facts(step, choice))
+        chosen = _prepare(step.q.device, *_facts(step, choice))
     else:
-        chosen, splits = _remembered(step, choice, plan is not None)
+        chosen = _remembered(step, choice, plan is not None)
     if step.q.shape[0] == 0:
         return
-    if chosen == "hk":
-        _decode_hk(step, splits, workspace)
+    route, splits, tile_rows = chosen
+    if route == "hk":
+        _decode_hk(step, splits, tile_rows, workspace)
     else:
         _decode_persistent(step, plan, workspace)
     if not compiling and ops.short_way is not None:
-        ops.short_way.learn(step, choice, None, None, plan is not None, None, chosen, splits)
+        ops.short_way.learn(step, choice, None, None, plan is not None, None, *chosen)
 
 
-def _remembered(step: _Step, choice: tuple[object, ...], planned: bool) -> tuple[str, int]:
+def _remembered(step: _Step, choice: tuple[object, ...], planned: bool) -> tuple[str, int, int]:
     """As _prepare(), known again by what tensors answer fast: spelling the facts out takes 4 us."""
     q, kv_buffer = step.q, step.kv_buffer
     choice = _known(step, choice, planned)
@@ -237,13 +240,14 @@ def _known(step: _Step, choice: tuple[object, ...], planned: bool) -> tuple[obje
     return -(-capacity // max(step.batch, 1)), *choice[1:]
 
 
-def _decode_hk(step: _Step, num_splits: int, workspace: Workspace | None) -> None:
+def _decode_hk(step: _Step, num_splits: int, tile_rows: int, workspace: Workspace | None) -> None:
     torch.ops.hipdecode.mla_decode_hk.default(
         *step[:8],
         *_split_scratch(step, num_splits, workspace),
         *step[8:11],
         num_splits,
         *step[11:],
+        tile_rows,
     )
 
 
@@ -320,6 +324,7 @@ def _shape(
     batch_invariant: bool,
     route: str | None,
     num_splits: int | None,
+    tile_rows: int | None,
 ) -> DecodeShape:
     return DecodeShape(
         family=family,
@@ -336,21 +341,22 @@ def _shape(
         batch_invariant=batch_invariant,
         route=route,
         num_splits=num_splits,
+        tile_rows=tile_rows,
     )
 
 
 @ops.constant_when_traced
-def _prepare(device: torch.device, *facts: object) -> tuple[str, int]:
+def _prepare(device: torch.device, *facts: object) -> tuple[str, int, int]:
     """Routes and loads what the route launches."""
     shape = _shape(*facts)  # type: ignore[arg-type]
     route = route_mla_decode(shape)
     dims = f"{shape.head_dim_qk}-{shape.head_dim_v}-{shape.q_dtype}-{shape.kv_dtype}"
-    rows = wanted_rows(shape.family, shape.nhead * shape.q_len)
+    rows = wanted_rows(shape.family, shape.nhead * shape.q_len, route.tile_rows)
     ops.ensure_kernel(f"mla_decode_{route.route}/{dims}-{rows}", device)
     if route.route == "persistent":
         ops.ensure_kernel("mla_plan", device)
         ops.ensure_kernel("mla_reduce", device)
-    return route.route, route.num_splits or 1
+    return route.route, route.num_splits or 1, route.tile_rows or 0
 
 
 def _split_scratch(

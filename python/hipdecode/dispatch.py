@@ -15,6 +15,7 @@ from functools import cache, lru_cache
 
 from . import paths, settings
 from .errors import BadArgument
+from .registry import LEAST_ROWS, TILE_ROWS
 from .support import check_supported
 from .table_files import MLA_DECODE, Schema, read_table
 from .tables import ROUTES, K, Row, Table, TableKey, gain_pct
@@ -22,7 +23,6 @@ from .tables import ROUTES, K, Row, Table, TableKey, gain_pct
 logger = logging.getLogger("hipdecode.dispatch")
 
 FAMILIES = ("cpu", "gfx950", "gfx942", "sm_90")
-TILE_ROWS = 16
 GROUP_ROWS = 128
 """Rows that one thread group works on together: what the occupancy rule counts."""
 MIN_SPLIT_TOKENS = 256
@@ -55,6 +55,7 @@ class DecodeShape:
         batch_invariant: the result of a request must not depend on its neighbours.
         route: the caller's own choice; None lets the table choose.
         num_splits: the caller's own split count; asking for one asks for `hk`.
+        tile_rows: the caller's own query rows of a tile; asking for them asks for `hk`.
     """
 
     family: str
@@ -71,6 +72,7 @@ class DecodeShape:
     batch_invariant: bool = False
     route: str | None = None
     num_splits: int | None = None
+    tile_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,8 @@ class Route:
     Attributes:
         route: `hk` or `persistent`; the kernel module is `mla_decode_` + route.
         num_splits: KV pieces per request (hk); None where the plan decides (persistent).
+        tile_rows: query rows of a tile that a table or the caller asks for (hk); None: the fewest
+            that hold a request's, or the most that the target has.
         padded_nhead: nhead rounded up to whole tiles; metadata sizes use it.
         packing: how heads and query tokens fill tiles, in words.
         reason: why this route, in words.
@@ -92,6 +96,7 @@ class Route:
 
     route: str
     num_splits: int | None
+    tile_rows: int | None
     padded_nhead: int
     packing: str
     reason: str
@@ -127,7 +132,7 @@ def route_mla_decode(shape: DecodeShape) -> Route:
         head_dims=(shape.head_dim_qk, shape.head_dim_v),
         page_size=shape.page_size,
     )
-    if shape.route is not None or shape.num_splits is not None:
+    if any(asked is not None for asked in (shape.route, shape.num_splits, shape.tile_rows)):
         return _asked(shape)
     if shape.batch_invariant:
         return _answer(
@@ -182,7 +187,14 @@ def table_of(family: str, op: str, schema: Schema[K]) -> Table[K]:
 
 
 def auto_splits(
-    *, family: str, batch: int, nhead: int, q_len: int, compute_units: int, kv_len: int
+    *,
+    family: str,
+    batch: int,
+    nhead: int,
+    q_len: int,
+    compute_units: int,
+    kv_len: int,
+    tile_rows: int | None = None,
 ) -> int:
     """Return how many pieces hk cuts each context into, from host integers only.
 
@@ -191,7 +203,8 @@ def auto_splits(
     run at once merge together, as many as run at once, of about 128 tokens or more, at most 64.
     """
     if family == "sm_90":
-        fit = compute_units // (batch * _ceil_div(nhead * q_len, HOPPER_ROWS))
+        rows = min(tile_rows or HOPPER_ROWS, HOPPER_ROWS)
+        fit = compute_units // (batch * _ceil_div(nhead * q_len, rows))
         return max(1, min(fit, _ceil_div(kv_len, HOPPER_TOKENS), HOPPER_SPLITS))
     to_fill = _ceil_div(compute_units, batch * _ceil_div(nhead * q_len, GROUP_ROWS))
     return max(1, min(to_fill, kv_len // MIN_SPLIT_TOKENS, MAX_AUTO_SPLITS))
@@ -201,15 +214,22 @@ def _asked(shape: DecodeShape) -> Route:
     route = shape.route or "hk"
     if route == "persistent":
         return _answer(shape, route, "route given by the caller")
+    rows = shape.tile_rows
     if shape.num_splits is not None:
         reason = f"route or split count given by the caller ({shape.num_splits} splits)"
-        return _answer(shape, route, reason, splits=shape.num_splits)
+        return _answer(shape, route, reason, splits=shape.num_splits, tile_rows=rows)
     if shape.batch_invariant or shape.kv_len is None:
         why = "batch_invariant" if shape.batch_invariant else "context not known to the host"
         reason = f"route given by the caller; {why}: always {INVARIANT_SPLITS} splits"
-        return _answer(shape, route, reason, splits=INVARIANT_SPLITS)
+        return _answer(shape, route, reason, splits=INVARIANT_SPLITS, tile_rows=rows)
+    if rows is not None:  # a row's splits are for its own tiles
+        splits, reason = _hk_splits(shape, None), "rows of a tile given by the caller"
+        return _answer(shape, route, reason, splits=splits, tile_rows=rows)
     row = _nearest_row(shape, load_table(shape.family), shape.kv_len)
-    return _answer(shape, route, "route given by the caller", splits=_hk_splits(shape, row))
+    splits = _hk_splits(shape, row)
+    return _answer(
+        shape, route, "route given by the caller", splits=splits, tile_rows=_hk_rows(row)
+    )
 
 
 def _nearest_row(shape: DecodeShape, table: Table[TableKey], kv_len: int) -> Row[TableKey] | None:
@@ -222,7 +242,13 @@ def _hk_splits(shape: DecodeShape, row: Row[TableKey] | None) -> int:
     if row and isinstance(row.num_splits, int):
         return row.num_splits
     sizes = {name: getattr(shape, name) for name in ("batch", "nhead", "q_len", "compute_units")}
-    return auto_splits(family=shape.family, **sizes, kv_len=shape.kv_len or 0)
+    rows = _hk_rows(row) or shape.tile_rows
+    return auto_splits(family=shape.family, **sizes, kv_len=shape.kv_len or 0, tile_rows=rows)
+
+
+def _hk_rows(row: Row[TableKey] | None) -> int | None:
+    """The query rows of a tile that the row names."""
+    return row.tile_rows if row and isinstance(row.tile_rows, int) else None
 
 
 def _by_row(shape: DecodeShape, table: Table[TableKey], row: Row[TableKey]) -> Route:
@@ -238,11 +264,21 @@ def _by_row(shape: DecodeShape, table: Table[TableKey], row: Row[TableKey]) -> R
     if gain is not None and gain < NOISE_PCT:
         reason += f"; its gain of {gain:.1f} % is within {NOISE_PCT:.0f} %, taken as noise"
     splits = _hk_splits(shape, row) if row.route == "hk" else None
+    rows = _hk_rows(row)
+    if rows is not None:
+        reason += f"; tiles of {rows} query rows"
     evidence = " ".join(word for word in (row.machine, row.date, row.source) if word)
     if evidence and row.key != table_key(shape):
         evidence += f", measured for {row.key}"
     return _answer(
-        shape, row.route, reason, splits=splits, row=row, source=source, evidence=evidence
+        shape,
+        row.route,
+        reason,
+        splits=splits,
+        tile_rows=rows,
+        row=row,
+        source=source,
+        evidence=evidence,
     )
 
 
@@ -265,6 +301,7 @@ def _answer(
     reason: str,
     *,
     splits: int | None = None,
+    tile_rows: int | None = None,
     row: Row[TableKey] | None = None,
     source: str = "",
     evidence: str = "",
@@ -272,7 +309,8 @@ def _answer(
     return Route(
         route=route,
         num_splits=splits,
-        padded_nhead=_ceil_div(shape.nhead, TILE_ROWS) * TILE_ROWS,
+        tile_rows=tile_rows,
+        padded_nhead=_ceil_div(shape.nhead, LEAST_ROWS) * LEAST_ROWS,
         packing=_packing(shape.nhead, shape.q_len),
         reason=reason,
         source=source,
@@ -285,8 +323,8 @@ def _answer(
 
 def _packing(nhead: int, q_len: int) -> str:
     rows = nhead * q_len
-    tiles = _ceil_div(rows, TILE_ROWS)
-    masked = tiles * TILE_ROWS - rows or "none"
+    tiles = _ceil_div(rows, LEAST_ROWS)
+    masked = tiles * LEAST_ROWS - rows or "none"
     word = "tile" if tiles == 1 else "tiles"
     return f"rows = nhead {nhead} x q_len {q_len} = {rows} -> {tiles} {word} of 16, {masked} masked"
 
@@ -318,8 +356,13 @@ def _check_arguments(shape: DecodeShape) -> None:
         raise BadArgument(f"route: expected one of {known}, got {shape.route}; or leave it out")
     if shape.num_splits is not None and not 1 <= shape.num_splits <= MAX_SPLITS:
         raise BadArgument(f"num_splits: expected 1 to {MAX_SPLITS}, got {shape.num_splits}")
-    if shape.route == "persistent" and (shape.batch_invariant or shape.num_splits is not None):
-        got = "batch_invariant" if shape.batch_invariant else f"num_splits={shape.num_splits}"
+    rows = shape.tile_rows
+    if rows is not None and not (isinstance(rows, int) and rows in TILE_ROWS):
+        raise BadArgument(f"tile_rows: expected one of {TILE_ROWS}, got {rows}; or leave it out")
+    given = {name: getattr(shape, name) for name in ("num_splits", "tile_rows")}
+    asked = [f"{name}={value}" for name, value in given.items() if value is not None]
+    if shape.route == "persistent" and (shape.batch_invariant or asked):
+        got = "batch_invariant" if shape.batch_invariant else " ".join(asked)
         raise BadArgument(
             f"route: expected hk with {got}, got persistent, whose splits follow the plan of the "
             "whole batch; leave route out"

@@ -300,21 +300,23 @@ def load(path: Path) -> Registry:
     return registry
 
 
-LEAST_ROWS = 16
+TILE_ROWS = (16, 32, 64, 128)
+"""Query rows of a tile that a caller or a table may ask for; fit() finds what a target has."""
+LEAST_ROWS = TILE_ROWS[0]
 """Query rows of a tile at least, on any target: bounds the counters that split kernels need."""
 
 
-def wanted_rows(family: str, packed: int) -> int:
+def wanted_rows(family: str, packed: int, asked: int | None = None) -> int:
     """The rows of a tile that a decode call asks for, as wanted_rows() of csrc/torch.
 
     Args:
         family: of the target; a CPU has one tile for all.
         packed: query rows of a request, over all heads.
+        asked: the caller's own choice, one of TILE_ROWS.
     """
-    most = 128
     if family == "cpu":
-        return most
-    return min(max(1 << (packed - 1).bit_length(), LEAST_ROWS), most)
+        return TILE_ROWS[-1]
+    return min(max(1 << ((asked or packed) - 1).bit_length(), LEAST_ROWS), TILE_ROWS[-1])
 
 
 @cache

@@ -16,9 +16,9 @@ from types import MappingProxyType
 from typing import Generic
 
 from .errors import TableError
+from .registry import TILE_ROWS
 from .tables import DTYPES, Bound, K, Rect, Row, Table, TableKey, gain_pct
 
-CHOICE_COLUMNS = ("route", "num_splits")
 EVIDENCE_COLUMNS = (
     "us",
     "runner_up",
@@ -44,6 +44,8 @@ class Schema(Generic[K]):
         point: what the two numbers of a point are called elsewhere.
         routes: what a row may choose; for each the word that may stand for num_splits, if any,
             and whether a number may.
+        tiled: those of which a row may choose the query rows of a tile, in a column of its own;
+            without any there is no such column.
     """
 
     read_key: Callable[[Cells], K]
@@ -51,12 +53,18 @@ class Schema(Generic[K]):
     axes: tuple[str, str]
     point: tuple[str, str]
     routes: Mapping[str, tuple[str | None, bool]]
+    tiled: tuple[str, ...] = ()
+
+    @property
+    def choice_columns(self) -> tuple[str, ...]:
+        """What a row chooses."""
+        return ("route", "num_splits", "tile_rows") if self.tiled else ("route", "num_splits")
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The header."""
         bounds = (f"{axis}_{end}" for axis in self.axes for end in ("from", "to"))
-        return (*self.key_columns, *bounds, *CHOICE_COLUMNS, *EVIDENCE_COLUMNS)
+        return (*self.key_columns, *bounds, *self.choice_columns, *EVIDENCE_COLUMNS)
 
     def read_row(self, cells: Cells, line: int) -> Row[K]:
         """One line of a table.
@@ -70,6 +78,7 @@ class Schema(Generic[K]):
             rect=cells.rect(self.axes),
             route=route,
             num_splits=cells.splits(*self.routes[route]),
+            tile_rows=cells.tile_rows(route in self.tiled) if self.tiled else "auto",
             us=cells.number("us"),
             runner_up=cells.word("runner_up", tuple(self.routes)) if cells["runner_up"] else None,
             runner_up_us=cells.number("runner_up_us"),
@@ -198,6 +207,12 @@ class Cells:
             return self.integer("num_splits", 1)
         return self.word("num_splits", (word,))
 
+    def tile_rows(self, number: bool) -> int | str:
+        """The query rows of a tile: `auto`, or a number where it may be one."""
+        words = ("auto", *(map(str, TILE_ROWS) if number else ()))
+        word = self.word("tile_rows", words)
+        return word if word == "auto" else int(word)
+
 
 def _dense_key(cells: Cells) -> TableKey:
     return TableKey(
@@ -215,6 +230,7 @@ MLA_DECODE = Schema(
     axes=("batch", "kv"),
     point=("batch", "kv_len"),
     routes=MappingProxyType({"hk": ("auto", True), "persistent": ("plan", False)}),
+    tiled=("hk",),
 )
 """Tables of dense decode."""
 

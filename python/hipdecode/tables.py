@@ -111,6 +111,7 @@ class Row(Generic[K]):
     rect: Rect
     route: str
     num_splits: int | str
+    tile_rows: int | str = "auto"
     us: float | None = None
     runner_up: str | None = None
     runner_up_us: float | None = None

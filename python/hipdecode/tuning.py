@@ -23,14 +23,19 @@ class Choice:
         route: `hk` or `persistent`; of sparse decode `rule` or `fixed`.
         num_splits: of hk: a number, or `auto`; of persistent: `plan`; of rule: `auto`; of fixed: a
             number.
+        tile_rows: of hk: query rows of a tile, or `auto`; of all else `auto`.
     """
 
     route: str
     num_splits: int | str
+    tile_rows: int | str = "auto"
 
     def __str__(self) -> str:
         """Spell it as progress and errors do."""
-        return self.route if self.num_splits == "plan" else f"{self.route}/{self.num_splits}"
+        if self.num_splits == "plan":
+            return self.route
+        rows = "" if self.tile_rows == "auto" else f"/{self.tile_rows} rows"
+        return f"{self.route}/{self.num_splits}{rows}"
 
 
 HK = Choice("hk", "auto")
@@ -175,8 +180,8 @@ _TRIAL_FIELDS = tuple(field.name for field in dataclasses.fields(Trial))
 
 
 def _result_columns(schema: Schema[K]) -> tuple[str, ...]:
-    made = ("route", "num_splits", *_TRIAL_FIELDS, "rounds", "of", "machine", "commit", "date")
-    return (*schema.key_columns, *schema.point, *made)
+    made = (*_TRIAL_FIELDS, "rounds", "of", "machine", "commit", "date")
+    return (*schema.key_columns, *schema.point, *schema.choice_columns, *made)
 
 
 def read_results(path: Path, schema: Schema[K]) -> list[Measurement[K]]:
@@ -193,8 +198,9 @@ def read_results(path: Path, schema: Schema[K]) -> list[Measurement[K]]:
         cells = dict(zip(columns, line, strict=True))
         batch, kv_len = (int(cells[name]) for name in schema.point)
         point = Point(schema.read_key(Cells(str(path), cells)), batch, kv_len)
-        splits = cells["num_splits"]
-        choice = Choice(cells["route"], int(splits) if splits.isdigit() else splits)
+        made = (cells[name] for name in schema.choice_columns)
+        route, *counts = (int(cell) if cell.isdigit() else cell for cell in made)
+        choice = Choice(str(route), *counts)
         found.setdefault(point, {})[choice] = Trial(*(float(cells[name]) for name in _TRIAL_FIELDS))
         rounds[point], wanted[point] = int(cells["rounds"]), int(cells["of"])
     return [
@@ -221,6 +227,7 @@ def _append_result(
         numbers = (format(value, ".6g") for value in dataclasses.astuple(trial))
         counts = (taken.rounds, len(taken.trials))
         names = (facts.get(name, "") for name in ("machine", "commit", "date"))
-        writer.writerow([*shape, choice.route, choice.num_splits, *numbers, *counts, *names])
+        made = (getattr(choice, name) for name in schema.choice_columns)
+        writer.writerow([*shape, *made, *numbers, *counts, *names])
     with path.open("a", newline="", encoding="utf-8") as file:
         file.write(text.getvalue())

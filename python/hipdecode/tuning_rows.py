@@ -148,8 +148,8 @@ def _pick(inside: Sequence[Measurement[K]], common: frozenset[Choice]) -> Choice
     def mean(choice: Choice) -> float:
         return statistics.fmean(math.log(one.trials[choice].ratio) for one in measured)
 
-    by_rule = (choice for choice in common if choice.num_splits == "auto")
-    found = next(by_rule, None) or min(common, key=lambda choice: (mean(choice), str(choice)))
+    by_rule = [choice for choice in common if choice.num_splits == "auto"]
+    found = min(by_rule or common, key=lambda choice: (mean(choice), str(choice)))
     if PERSISTENT in common:
         gain = 100 * (1 - math.exp(mean(found) - mean(PERSISTENT)))
         noise = math.hypot(*(one.noise_pct(found) for one in measured)) / len(measured)
@@ -177,6 +177,7 @@ def _row(key: K, patch: _Patch[K], origin: tuple[str, str], names: tuple[str, st
         rect=patch.rect,
         route=choice.route,
         num_splits=choice.num_splits,
+        tile_rows=choice.tile_rows,
         us=us,
         runner_up=other(choice.route),
         runner_up_us=runner_up_us,
@@ -205,12 +206,12 @@ def format_table(rows: Iterable[Row[K]], schema: Schema[K], *, comments: Sequenc
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(schema.columns)
     ordered = sorted(rows, key=lambda row: (row.key, row.rect))
-    writer.writerows(_cells(row) for row in ordered)
+    writer.writerows(_cells(row, schema) for row in ordered)
     parse_table(out.getvalue(), schema, label="new table")
     return out.getvalue()
 
 
-def _cells(row: Row[K]) -> list[str | int]:
+def _cells(row: Row[K], schema: Schema[K]) -> list[str | int]:
     def bound(value: Bound) -> str | int:
         return "" if value == math.inf else int(value)
 
@@ -221,7 +222,8 @@ def _cells(row: Row[K]) -> list[str | int]:
     return [
         *row.key.cells(),
         *(rect.batch_from, bound(rect.batch_to), rect.kv_from, bound(rect.kv_to)),
-        *(row.route, row.num_splits, number(row.us, ".3f"), row.runner_up or ""),
+        *(getattr(row, name) for name in schema.choice_columns),
+        *(number(row.us, ".3f"), row.runner_up or ""),
         *(number(row.runner_up_us, ".3f"), number(row.gain_pct, ".2f"), number(row.max_err, ".2e")),
         *(row.machine, row.date, row.source),
     ]

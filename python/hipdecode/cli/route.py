@@ -47,6 +47,7 @@ from hipdecode.tables import gain_pct
 @click.option("--head-dims", default=None, help="head_dim_qk/head_dim_v. [576/512]")
 @click.option("--compute-units", type=int, default=None, help="Default: those of the target.")
 @click.option("--num-splits", type=int, default=None, help="The caller's own split count.")
+@click.option("--tile-rows", type=int, default=None, help="The caller's own rows of a tile.")
 @click.option("--batch-invariant", is_flag=True, help="Bits independent of other requests.")
 @paged_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -67,6 +68,7 @@ def command(
     head_dims: str | None,
     compute_units: int | None,
     num_splits: int | None,
+    tile_rows: int | None,
     batch_invariant: bool,
     as_json: bool,
     **of_paged: Unpack[PagedSizes],
@@ -121,6 +123,7 @@ def command(
         head_dim_v=dims[1],
         batch_invariant=batch_invariant,
         num_splits=num_splits,
+        tile_rows=tile_rows,
     )
     route = route_mla_decode(shape)
     click.echo(_as_json(shape, route) if as_json else explain(shape, route))
@@ -146,6 +149,8 @@ def explain(shape: DecodeShape, route: Route) -> str:
         splits = "from the plan of the whole batch"
     else:
         splits = f"{route.num_splits} per request ({shape.compute_units} compute units)"
+    if route.tile_rows:
+        splits += f", tiles of {route.tile_rows} rows"
     lines = [
         ("why", route.reason),
         ("heads", f"nhead {shape.nhead} -> {route.padded_nhead}; {route.packing}"),

@@ -136,8 +136,9 @@ def _route_name(case: DecodeCase, plan: Plan, peer: Peer) -> str:
     """`persistent`, `hk` and its splits, or nothing for a peer."""
     if not isinstance(peer, Hipdecode):
         return ""
-    route = route_of(case, plan.target, peer.route, peer.num_splits)
-    return route.route if (route.num_splits or 1) == 1 else f"{route.route}/{route.num_splits}"
+    route = route_of(case, plan.target, peer.route, peer.num_splits, peer.tile_rows)
+    splits = "" if (route.num_splits or 1) == 1 else f"/{route.num_splits}"
+    return route.route + splits + (f"/{route.tile_rows} rows" if route.tile_rows else "")
 
 
 def _result_columns(

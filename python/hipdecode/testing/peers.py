@@ -22,7 +22,11 @@ from hipdecode.testing.torch_peers import torch_peers
 
 
 def route_of(
-    case: DecodeCase, where: target.Target, forced: str | None, num_splits: int | None = None
+    case: DecodeCase,
+    where: target.Target,
+    forced: str | None,
+    num_splits: int | None = None,
+    tile_rows: int | None = None,
 ) -> dispatch.Route:
     """What the tables say about a case, or what is forced on it."""
     spec = case.spec
@@ -41,6 +45,7 @@ def route_of(
             head_dim_v=spec.head_dim_v,
             route=forced,
             num_splits=num_splits,
+            tile_rows=tile_rows,
         )
     )
 
@@ -54,11 +59,13 @@ class Hipdecode:
         route: the kernel to force, None for what the tables choose. Where that is `persistent` its
             plan is made beforehand, as a serving engine makes it once per step for all layers.
         num_splits: the split count to force on hk, None for what the package chooses.
+        tile_rows: likewise the query rows of a tile.
     """
 
     name: str = "hipdecode"
     route: str | None = None
     num_splits: int | None = None
+    tile_rows: int | None = None
 
     def supports(self, case: DecodeCase) -> str | None:
         """Every case here is drawn from what the package supports."""
@@ -70,7 +77,8 @@ class Hipdecode:
         inputs, out = case.inputs, case.new_output()
         workspace = hipdecode.Workspace(case.device)
         plan = None
-        if route_of(case, target.current(), self.route, self.num_splits).route == "persistent":
+        choice = (self.route, self.num_splits, self.tile_rows)
+        if route_of(case, target.current(), *choice).route == "persistent":
             plan = hipdecode.plan_mla_decode(
                 inputs["qo_indptr"],
                 inputs["kv_indptr"],
@@ -88,6 +96,7 @@ class Hipdecode:
                 plan=plan,
                 route=self.route,
                 num_splits=self.num_splits,
+                tile_rows=self.tile_rows,
                 kv_len=kv_len,
                 workspace=workspace,
             )

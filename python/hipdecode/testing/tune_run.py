@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hipdecode import target
+from hipdecode import registry, target
 from hipdecode.dispatch import NOISE_PCT, auto_splits
 from hipdecode.tables import K, TableKey
 from hipdecode.testing import timing
@@ -36,24 +36,54 @@ _DEVICE_NOISE_PCT = 1.0
 """What a device's medians differ by from run to run, whatever the rounds say."""
 _GPU_BLOCK_ROWS = 64
 _GPU_SPLIT_TOKENS = 64
-_GPU_SPLIT_POWERS = 7
-"""Splits of hk to try on a GPU: powers of two up to 64, 64 tokens each, that run at once."""
+_GPU_SPLITS = (1, 2, 4, 8, 16, 32, 64)
+_GPU_SPLITS_TRIED = 4
+"""Splits of hk to try on a GPU: the largest few that run at once and have 64 tokens each."""
 
 
 def choices(point: Point[TableKey], where: target.Target) -> tuple[Choice, ...]:
-    """What is timed at a point: both routes, on a GPU also split counts beside that of the rule."""
+    """What is timed at a point: both routes, on a GPU also split counts beside that of the rule.
+
+    Where all of them run at once also tiles of fewer query rows, of which there are more.
+    """
     if where.device_type == "cpu":
         return HK, PERSISTENT
-    blocks = point.batch * -(-point.key.nhead * point.key.q_len // _GPU_BLOCK_ROWS)
-    most = min(where.compute_units() // blocks, point.kv_len // _GPU_SPLIT_TOKENS)
-    splits = [2**power for power in range(_GPU_SPLIT_POWERS) if power == 0 or 2**power <= most]
+    most = _most_splits(point, where, _GPU_BLOCK_ROWS)
+    splits = [count for count in _GPU_SPLITS if count <= max(most, 1)][-_GPU_SPLITS_TRIED:]
     by_rule = _splits(HK, point, where)
-    return HK, *(Choice("hk", count) for count in splits if count != by_rule), PERSISTENT
+    found = [HK, *(Choice("hk", count) for count in splits if count != by_rule)]
+    for rows in _fewer_rows(point.key, where):
+        most = _most_splits(point, where, rows)
+        if most > 0:
+            rule = Choice("hk", "auto", rows)
+            found.append(rule)
+            if most != _splits(rule, point, where):
+                found.append(Choice("hk", most, rows))
+    return *found, PERSISTENT
+
+
+def _most_splits(point: Point[TableKey], where: target.Target, rows: int) -> int:
+    """Splits that run at once in tiles of so many rows, of 64 tokens or more; 0: not even one."""
+    blocks = point.batch * -(-point.key.nhead * point.key.q_len // rows)
+    fit = where.compute_units() // blocks
+    return min(fit, max(point.kv_len // _GPU_SPLIT_TOKENS, 1))
+
+
+def _fewer_rows(key: TableKey, where: target.Target) -> list[int]:
+    """Tiles that the target has of fewer query rows than a call takes by itself."""
+    held = registry.default()
+    types = f"576-512-{key.q_dtype}-{key.kv_dtype}"
+
+    def fitting(rows: int) -> int:
+        return held.fit(f"mla_decode_hk/{types}-{rows}", where.artefact).rows or 0
+
+    usual = fitting(registry.wanted_rows(where.family, key.nhead * key.q_len))
+    return [rows for rows in registry.TILE_ROWS if fitting(rows) == rows < usual]
 
 
 def _splits(choice: Choice, point: Point[TableKey], where: target.Target) -> int | None:
     """The number that a choice comes down to at a point; None for persistent."""
-    if choice == HK:
+    if choice.num_splits == "auto":
         return auto_splits(
             family=where.family,
             batch=point.batch,
@@ -61,8 +91,13 @@ def _splits(choice: Choice, point: Point[TableKey], where: target.Target) -> int
             q_len=point.key.q_len,
             compute_units=where.compute_units(),
             kv_len=point.kv_len,
+            tile_rows=_rows(choice),
         )
     return choice.num_splits if isinstance(choice.num_splits, int) else None
+
+
+def _rows(choice: Choice) -> int | None:
+    return choice.tile_rows if isinstance(choice.tile_rows, int) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +147,11 @@ def measure(point: Point[TableKey], how: How, budget_s: float) -> Measurement[Ta
         device=where.device_type,
     )
     oracle = Oracle(case)
-    calls = {
-        choice: [Hipdecode(str(choice), choice.route, _splits(choice, point, where)).prepare(case)]
+    forced = {
+        choice: Hipdecode(str(choice), choice.route, _splits(choice, point, where), _rows(choice))
         for choice in choices(point, where)
     }
+    calls = {choice: [ours.prepare(case)] for choice, ours in forced.items()}
     return race(point, calls, lambda call: oracle.check(call(), where.name), how, budget_s)
 
 

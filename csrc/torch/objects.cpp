@@ -24,6 +24,8 @@ ScalarType scalar_type_of(const DlTensor& t) {
   switch (t.type_code << 8 | t.type_bits) {
     case kInt << 8 | 32:
       return ScalarType::Int;
+    case kUnsigned << 8 | 8:
+      return ScalarType::Byte;
     case kUnsigned << 8 | 64:
       return ScalarType::UInt64;
     case kFloat << 8 | 32:

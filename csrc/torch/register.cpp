@@ -95,13 +95,14 @@ STABLE_TORCH_LIBRARY_IMPL(hipdecode, CUDA, m) {
 extern "C" __attribute__((visibility("default"))) void* hipdecode_short_way(const void* exchange,
                                                                             void* tensor_type,
                                                                             void* parameter_type) {
-  static std::array<PyMethodDef, 6> functions = {{
+  static std::array<PyMethodDef, 7> functions = {{
       {"decode", decode, kFastCall, nullptr},
       {"learn", learn, kFastCall, nullptr},
       {"pack_plan", pack_plan, kFastCall, nullptr},
       {"pack_scratch", pack_scratch, kFastCall, nullptr},
       {"plan", plan, kFastCall, nullptr},
       {"pack_planning", pack_planning, kFastCall, nullptr},
+      {"sparse", sparse, kFastCall, nullptr},
   }};
   try {
     const Python& py = python();

@@ -5,9 +5,9 @@
 
 #include "python_api.h"
 
-// The short way of `hipdecode.mla_decode`: from Python's objects to the launch without torch's
-// dispatcher, for calls like earlier ones. Whatever is unusual, wrong arguments included, is left
-// to the long way, which says what it was.
+// The short way of `hipdecode.mla_decode` and its kin: from Python's objects to the launch without
+// torch's dispatcher, for calls like earlier ones. Whatever is unusual, wrong arguments included,
+// is left to the long way, which says what it was.
 namespace hipdecode::torch_ops {
 
 /// What became of a call.
@@ -37,5 +37,7 @@ PyObject* pack_scratch(PyObject*, PyObject* const* arguments, intptr_t count);
 PyObject* plan(PyObject*, PyObject* const* arguments, intptr_t count);
 /// The arguments of the operator mla_plan -> bytes, or None where it would refuse them
 PyObject* pack_planning(PyObject*, PyObject* const* arguments, intptr_t count);
+/// The arguments of the operator sparse_mla_decode -> int, an Outcome
+PyObject* sparse(PyObject*, PyObject* const* arguments, intptr_t count);
 
 }  // namespace hipdecode::torch_ops

@@ -5,6 +5,7 @@
 
 #include "../abi/sparse_mla_params.h"
 #include "ops.h"
+#include "sparse_call.h"
 
 namespace hipdecode::torch_ops {
 namespace {
@@ -151,6 +152,38 @@ const runtime::Kernel& sparse_kernel(const runtime::Place& place, const Format& 
 
 }  // namespace
 
+void launch_sparse(const SparseArguments& a, const runtime::Place& place) {
+  const Format& format = format_of("cache", a.cache);
+  abi::SparseMlaParams p = checked_rows(a.q, a.o, a.lse, a.attn_sink, format, a.sm_scale);
+  p.main = checked_cache(
+      {"cache", "indices", "indptr", "lengths", a.cache, a.indices, a.indptr, a.lengths}, format,
+      p.tokens, a.q);
+  p.extra = checked_cache({"extra_cache", "extra_indices", "extra_indptr", "extra_lengths",
+                           a.extra_cache, a.extra_indices, a.extra_indptr, a.extra_lengths},
+                          format, p.tokens, a.q);
+  const int64_t num_splits = a.num_splits;
+  HIPDECODE_CHECK(num_splits >= 1 && num_splits <= 1024, "num_splits: expected 1 to 1024, got ",
+                  num_splits);
+  p.num_splits = static_cast<int32_t>(num_splits);
+  if (p.tokens == 0) return;
+  const runtime::Kernel& kernel = sparse_kernel(place, format, a.fnuz, a.extra_fnuz, p.nhead);
+  const int32_t rows = std::max(kernel.info().rows, 1);
+  p.row_tiles = (p.nhead + rows - 1) / rows;
+  if (num_splits > 1) {
+    HIPDECODE_CHECK(
+        a.partial_output && a.partial_lse && a.arrivals,
+        "partial_output, partial_lse, arrivals: expected tensors when num_splits > 1, got none");
+    const int64_t partials = int64_t{p.tokens} * num_splits * p.nhead;
+    p.partial_o = float_data("partial_output", *a.partial_output, partials * format.head_dim_v);
+    p.partial_lse = float_data("partial_lse", *a.partial_lse, partials);
+    p.arrivals = mutable_int32_data("arrivals", *a.arrivals, int64_t{p.tokens} * p.row_tiles);
+  }
+  const int64_t blocks = int64_t{p.tokens} * p.row_tiles * num_splits;
+  HIPDECODE_CHECK(blocks <= kMostBlocks, "q, num_splits: expected at most ", kMostBlocks,
+                  " tiles of heads x splits, got ", blocks);
+  launch(kernel, p, blocks, place);
+}
+
 void sparse_mla_decode(Tensor q, Tensor cache, Tensor indices, OptionalTensor indptr,
                        OptionalTensor lengths, OptionalTensor extra_cache,
                        OptionalTensor extra_indices, OptionalTensor extra_indptr,
@@ -158,34 +191,10 @@ void sparse_mla_decode(Tensor q, Tensor cache, Tensor indices, OptionalTensor in
                        OptionalTensor lse, OptionalTensor partial_output,
                        OptionalTensor partial_lse, OptionalTensor arrivals, int64_t num_splits,
                        double sm_scale, bool fnuz, bool extra_fnuz) {
-  const runtime::Place place = begin_call(q);
-  const Format& format = format_of("cache", cache);
-  abi::SparseMlaParams p = checked_rows(q, o, lse, attn_sink, format, sm_scale);
-  p.main = checked_cache({"cache", "indices", "indptr", "lengths", cache, indices, indptr, lengths},
-                         format, p.tokens, q);
-  p.extra = checked_cache({"extra_cache", "extra_indices", "extra_indptr", "extra_lengths",
-                           extra_cache, extra_indices, extra_indptr, extra_lengths},
-                          format, p.tokens, q);
-  HIPDECODE_CHECK(num_splits >= 1 && num_splits <= 1024, "num_splits: expected 1 to 1024, got ",
-                  num_splits);
-  p.num_splits = static_cast<int32_t>(num_splits);
-  if (p.tokens == 0) return;
-  const runtime::Kernel& kernel = sparse_kernel(place, format, fnuz, extra_fnuz, p.nhead);
-  const int32_t rows = std::max(kernel.info().rows, 1);
-  p.row_tiles = (p.nhead + rows - 1) / rows;
-  if (num_splits > 1) {
-    HIPDECODE_CHECK(
-        partial_output && partial_lse && arrivals,
-        "partial_output, partial_lse, arrivals: expected tensors when num_splits > 1, got none");
-    const int64_t partials = int64_t{p.tokens} * num_splits * p.nhead;
-    p.partial_o = float_data("partial_output", *partial_output, partials * format.head_dim_v);
-    p.partial_lse = float_data("partial_lse", *partial_lse, partials);
-    p.arrivals = mutable_int32_data("arrivals", *arrivals, int64_t{p.tokens} * p.row_tiles);
-  }
-  const int64_t blocks = int64_t{p.tokens} * p.row_tiles * num_splits;
-  HIPDECODE_CHECK(blocks <= kMostBlocks, "q, num_splits: expected at most ", kMostBlocks,
-                  " tiles of heads x splits, got ", blocks);
-  launch(kernel, p, blocks, place);
+  launch_sparse({q, cache, indices, indptr, lengths, extra_cache, extra_indices, extra_indptr,
+                 extra_lengths, attn_sink, o, lse, partial_output, partial_lse, arrivals,
+                 num_splits, sm_scale, fnuz, extra_fnuz},
+                begin_call(q));
 }
 
 }  // namespace hipdecode::torch_ops

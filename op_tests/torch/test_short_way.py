@@ -13,9 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hipdecode
 from hipdecode import ops, short_way
+from hipdecode.errors import BadArgument
 from hipdecode.testing import cases
 from hipdecode.testing.calls import decode
 from hipdecode.testing.cases import Case, MlaInputs
+from hipdecode.testing.sparse_cases import SparseCase, for_target, make_sparse_inputs, to_device
 
 CASE = Case(nhead=12, q_lens=(2, 1), kv_lens=(300, 70), page_size=16)
 ROUTES = ("hk-1", "hk-3", "persistent", "planned")
@@ -38,7 +40,7 @@ def outcomes(target: str, device: torch.device, monkeypatch: pytest.MonkeyPatch)
     if ops.short_way is None or target.startswith("sim:"):
         pytest.skip("short way: torch 2.11 or newer on a CPU or a GPU has it")
     noted, real = Outcomes(), ops.short_way
-    watched = {name: noted.watch(getattr(real, name)) for name in ("decode", "plan")}
+    watched = {name: noted.watch(getattr(real, name)) for name in ("decode", "plan", "sparse")}
     monkeypatch.setattr(ops, "short_way", dataclasses.replace(real, **watched))
     return noted
 
@@ -199,3 +201,51 @@ def test_planning_checks_new_lengths_of_a_known_shape(
     inputs[name] = value.to(device) if isinstance(value, Tensor) else value
     with pytest.raises(hipdecode.BadArgument):
         plan_of(inputs, out=plan)
+
+
+@pytest.mark.usefixtures("sparse_kernels")
+@pytest.mark.parametrize("splits", [None, 1, 3])
+@pytest.mark.parametrize("layout", ["ragged", "lengths", "table"])
+@pytest.mark.parametrize("form", ["v32", "v4"])
+def test_sparse_calls_go_the_short_way_and_give_the_same_bits(
+    form: str,
+    layout: str,
+    splits: int | None,
+    target: str,
+    device: torch.device,
+    outcomes: Outcomes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = SparseCase(form, 12, lens=(300, 70), extra_lens=(0, 90), layout=layout, sink="normal")
+    inputs = to_device(make_sparse_inputs(for_target(case, target)), device)
+
+    def run_sparse() -> tuple[Tensor, Tensor]:
+        out, lse = hipdecode.sparse_mla_decode(**inputs, num_splits=splits, return_lse=True)
+        return out, lse
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "short_way", None)
+        want = run_sparse()
+    assert not outcomes
+    assert all(map(torch.equal, run_sparse(), want))
+    assert outcomes == [short_way.SERVED]
+
+
+@pytest.mark.usefixtures("sparse_kernels")
+def test_unusual_sparse_calls_go_the_long_way(
+    target: str, device: torch.device, outcomes: Outcomes
+) -> None:
+    class Wrapped(Tensor):
+        pass
+
+    case = for_target(SparseCase("v4", 12, layout="lengths"), target)
+    inputs = to_device(make_sparse_inputs(case), device)
+    want = hipdecode.sparse_mla_decode(**inputs)
+    wrapped = inputs.copy()
+    wrapped["cache"] = inputs["cache"].as_subclass(Wrapped)
+    got = hipdecode.sparse_mla_decode(**wrapped)
+    assert torch.equal(got, want)
+    inputs["lengths"] = torch.zeros(5, dtype=torch.int32, device=device)
+    with pytest.raises(BadArgument, match="lengths: expected"):
+        hipdecode.sparse_mla_decode(**inputs)
+    assert outcomes == [short_way.SERVED, short_way.LONG_WAY, short_way.LONG_WAY]

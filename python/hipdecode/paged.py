@@ -228,7 +228,8 @@ def _prepare(
     route = route_paged_attention(shape)
     if options.route not in (None, route.route):
         route = _asked(route, shape, options.route or "")
-    logger.info("paged_attention: %s: %s", route.kernel, route.reason)
+    why = "; ".join(text for text in (route.reason, route.table) if text)
+    logger.info("%s, %s splits: %s", route.kernel, route.num_splits, why)
     ops.ensure_kernel(_known(route.kernel), device)
     return route, fnuz
 

@@ -164,7 +164,9 @@ class PagedRoute:
         route: `mtp` or `general`.
         kernel: the kernel's name; its rows are those that the call asks for.
         num_splits: pieces of a request's keys.
-        reason: why, in words.
+        reason: why this kernel, in words.
+        table: what the table says, or that it has no row; empty where it was not asked.
+        splits_reason: why so many pieces.
         source: `file:line` of the row that decided; empty when the gate did.
         us: p50 at the row's evidence point; None without evidence.
         runner_up: the other route, where it was measured.
@@ -176,6 +178,8 @@ class PagedRoute:
     kernel: str
     num_splits: int
     reason: str
+    table: str = ""
+    splits_reason: str = ""
     source: str = ""
     us: float | None = None
     runner_up: str | None = None
@@ -199,45 +203,59 @@ def route_paged_attention(shape: PagedShape) -> PagedRoute:
         TableError: the family's table is broken.
     """
     _check(shape)
-    failures = [text for guard in GATE if guard.structural and (text := guard.failure(shape))]
-    if failures:
-        return _answer(shape, "general", f"gate: {'; '.join(failures)}", None)
+    structural = _failures(shape, structural=True)
+    if structural:
+        return _answer(shape, "general", structural)
     table = load_paged_table(shape.family)
     want = paged_key(shape)
     if want in table.rows_by_key:
         row = table.find(want, max(shape.batch, 1), shape.kv_len)
-        return _answer(shape, row.route, f"{table.label}:{row.line}: {row.key}", row, table.label)
-    missed = f"{table.label} has no row for {want}"
-    failures = [text for guard in GATE if not guard.structural and (text := guard.failure(shape))]
-    if failures:
-        return _answer(shape, "general", f"gate: {'; '.join(failures)}; {missed}", None)
-    return _answer(shape, "mtp", f"gate: every guard holds; {missed}", None)
+        return _answer(shape, row.route, "the table has a row", row=row, table=table.label)
+    others = _failures(shape, structural=False)
+    missed = f"{table.label}: no row for {want}"
+    return _answer(
+        shape, "general" if others else "mtp", others or "gate: every guard holds", table=missed
+    )
+
+
+def _failures(shape: PagedShape, *, structural: bool) -> str:
+    """The guards of a kind that do not hold; empty where all do."""
+    guards = (guard for guard in GATE if guard.structural == structural)
+    texts = [text for guard in guards if (text := guard.failure(shape))]
+    return f"gate: {'; '.join(texts)}" if texts else ""
 
 
 def _answer(
-    shape: PagedShape, route: str, reason: str, row: Row[PagedKey] | None, label: str = ""
+    shape: PagedShape,
+    route: str,
+    reason: str,
+    *,
+    row: Row[PagedKey] | None = None,
+    table: str = "",
 ) -> PagedRoute:
     rows = wanted_rows(shape.family, shape.mtp * shape.gqa)
     scales = "token" if shape.scales == "token" else "tensor"
     layout = "block16" if route == "mtp" else "any"
-    splits, rule = shape.num_splits, "split count given by the caller"
+    kernel = f"{shape.head_dim}-{shape.q_dtype}-{shape.kv_dtype}-{scales}-{layout}-{rows}"
+    splits, why = shape.num_splits, "given by the caller"
     if splits is None and row is not None and isinstance(row.num_splits, int):
-        splits, rule = row.num_splits, f"{row.num_splits} splits measured"
+        splits, why = row.num_splits, "measured"
     if splits is None:
+        why = "by the rule of paged_splits"
         splits = paged_splits(
             tiles=shape.batch * shape.nhead_kv * _row_tiles(shape),
             compute_units=shape.compute_units,
             kv_len=shape.kv_len,
         )
-        rule = f"paged_splits, the rule, says {splits}"
     words = (row.machine, row.date, row.source) if row else ()
     return PagedRoute(
         route=route,
-        kernel=f"paged_attention/{shape.head_dim}-{shape.q_dtype}-{shape.kv_dtype}-{scales}-"
-        f"{layout}-{rows}",
+        kernel=f"paged_attention/{kernel}",
         num_splits=splits,
-        reason=f"{reason}; {rule}",
-        source=f"{label}:{row.line}" if row else "",
+        reason=reason,
+        table=f"{table}:{row.line}: {row.key}" if row else table,
+        splits_reason=why,
+        source=f"{table}:{row.line}" if row else "",
         us=row.us if row else None,
         runner_up=row.runner_up if row else None,
         runner_up_us=row.runner_up_us if row else None,

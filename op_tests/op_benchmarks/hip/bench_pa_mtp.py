@@ -127,7 +127,7 @@ def main(
     """Times paged attention; ratio is that of the best peer's time to ours."""
     where = target.resolve(target_name)
     machine = timing.Machine.here(where.device_type).columns()
-    copies = 2 if where.device_type == "cpu" else 1
+    copies = 4 if where.device_type == "cpu" else 1
     rows = []
     with settings.override(target=where.name), timing.intra_op_threads(threads):
         shapes = itertools.product(kinds.split(","), gqas, mtps, contexts, batches)

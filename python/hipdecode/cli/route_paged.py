@@ -99,11 +99,13 @@ def answer_paged(
 
 def explain_paged(shape: PagedShape, route: PagedRoute) -> str:
     """Return the answer for people: the route on the first line, then one labelled line each."""
+    units = f"{shape.compute_units} compute units"
     lines = [
         ("why", route.reason),
+        ("table", route.table or "not asked: the guard limits the kernel"),
         ("kernel", route.kernel),
         ("rows", f"gqa {shape.gqa} x mtp {shape.mtp} = {shape.gqa * shape.mtp} of a kv head"),
-        ("splits", f"{route.num_splits} per request ({shape.compute_units} compute units)"),
+        ("splits", f"{route.num_splits} per request, {route.splits_reason} ({units})"),
         ("time", f"{route.us:.1f} us ({route.evidence})" if route.us else "none: no row decided"),
         ("runner-up", _runner_up(route)),
     ]

@@ -38,15 +38,22 @@ struct MlaDecodeReduce {
   /// stage 1: one wave merges the columns from `column` on.
   static TILE_FN void merge(const Params& p, int32_t row, int32_t head, int32_t column) {
     if (column >= p.head_dim_v) return;
-    const int64_t keys = int64_t{p.kv_indptr[row + 1]} - p.kv_indptr[row];
+    const int32_t begin = p.kv_indptr[row], end = p.kv_indptr[row + 1];
     const int32_t left = p.head_dim_v - column;
+    // bytes from one split's partial to the next: an address is then one instruction
     const int64_t first = int64_t{row} * kSplits * p.nhead + head;
+    const uint32_t lse_step = static_cast<uint32_t>(p.nhead) * sizeof(float);
+    const uint32_t o_step = lse_step * static_cast<uint32_t>(p.head_dim_v);
+    const auto* partial_o =
+        reinterpret_cast<const char*>(p.partial_o + first * p.head_dim_v + column);
+    const auto* partial_lse = reinterpret_cast<const char*>(p.partial_lse + first);
     auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
-    merge_partials<Strip, kAhead>(
-        {o + column, nullptr, p.o_dtype}, dealt_splits(keys, kSplits),
+    merge_partials<Strip, kAhead, tile::Few<kSplits>>(
+        {o + column, nullptr, p.o_dtype}, dealt_splits(int64_t{end} - begin, kSplits),
         left < Strip::kColumns ? left : Strip::kColumns, [&](int32_t k) -> Partial {
-          const int64_t at = first + int64_t{k} * p.nhead;
-          return {p.partial_o + at * p.head_dim_v + column, p.partial_lse + at};
+          const auto at = static_cast<uint32_t>(k);
+          return {reinterpret_cast<const float*>(partial_o + uint64_t{at} * o_step),
+                  reinterpret_cast<const float*>(partial_lse + uint64_t{at} * lse_step)};
         });
   }
 };

@@ -28,27 +28,79 @@ TILE_FN float max_over(int32_t count, F f) {
   return wave_max(most);
 }
 
-/// The first kMost of f(0) ... f(count - 1), zeros behind them; the lanes of a wave share the calls
-/// and keep the values.
+/// What any number of values weigh, kMost at a time: the lanes of a wave share the reading and keep
+/// them.
 class Spread {
  public:
   static constexpr int32_t kMost = lanes() > 8 ? lanes() : 8;
 
+  /// Calls f(first) for every step-th number below count.
   template <class F>
-  TILE_FN void set(int32_t count, F f) {
+  TILE_FN void for_turns(int32_t count, int32_t step, F f) {
+    TILE_ROLLED
+    for (int32_t first = 0; first < count; first += step) f(first);
+  }
+
+  /// The largest of read(0) ... read(count - 1), or -inf.
+  template <class Read>
+  TILE_FN float largest(int32_t count, Read read) const {
+    return max_over(count, read);
+  }
+
+  /// Weighs the values from `first` on where that is a multiple of kMost; zeros behind the last.
+  template <class Read, class Weigh>
+  TILE_FN void set(int32_t first, int32_t count, Read read, Weigh weigh) {
+    if (first % kMost != 0) return;
     TILE_UNROLL
     for (int i = 0; i < kEach; ++i) {
       const int32_t k = i * lanes() + lane();
-      values_[i] = k < count ? f(k) : 0;
+      values_[i] = k < count - first ? weigh(read(first + k)) : 0;
     }
   }
 
-  /// @param k the same in all lanes
+  /// The weight of value k modulo kMost; k is the same in all lanes.
   TILE_FN float operator[](int32_t k) const { return broadcast(values_[k / lanes()], k % lanes()); }
 
  private:
   static constexpr int32_t kEach = kMost / lanes();
   float values_[kEach];
+};
+
+/// The same of at most kMost values, all of which every lane reads and keeps: nothing is exchanged.
+template <int32_t kMost_>
+class Few {
+ public:
+  static constexpr int32_t kMost = kMost_;
+
+  template <class F>
+  TILE_FN void for_turns(int32_t count, int32_t step, F f) {
+    TILE_UNROLL
+    for (int32_t first = 0; first < kMost; first += step)
+      if (first < count) f(first);
+  }
+
+  template <class Read>
+  TILE_FN float largest(int32_t count, Read read) {
+    float most = -kInfinity;
+    TILE_UNROLL
+    for (int k = 0; k < kMost; ++k) values_[k] = k < count ? read(k) : -kInfinity;
+    TILE_UNROLL
+    for (int k = 0; k < kMost; ++k) most = values_[k] > most ? values_[k] : most;
+    return most;
+  }
+
+  /// Weighs what largest() has read.
+  template <class Read, class Weigh>
+  TILE_FN void set(int32_t first, int32_t, Read, Weigh weigh) {
+    if (first != 0) return;
+    TILE_UNROLL
+    for (int k = 0; k < kMost; ++k) values_[k] = weigh(values_[k]);
+  }
+
+  TILE_FN float operator[](int32_t k) const { return values_[k]; }
+
+ private:
+  float values_[kMost];
 };
 
 /// Whether f(k) holds for every k below count; the lanes of a wave share the calls.

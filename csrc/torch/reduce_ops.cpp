@@ -119,6 +119,9 @@ void mla_decode_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduced
   HIPDECODE_CHECK(nhead >= 1 && nhead <= kMost && head_dim_v >= 1 && head_dim_v <= kMost,
                   "partial_output: expected 1 to ", kMost, " heads and columns, got shape ",
                   shape_text(partial_output));
+  constexpr int64_t kMostRow = int64_t{1} << 30;  // kernels count its bytes with 32 bits
+  HIPDECODE_CHECK(nhead * head_dim_v < kMostRow, "partial_output: expected rows of less than ",
+                  kMostRow, " elements, got shape ", shape_text(partial_output));
   abi::MlaDecodeReduceParams p{};
   p.o_dtype = check_output("reduced", reduced, nhead);
   HIPDECODE_CHECK(reduced.size(0) >= rows && reduced.size(2) == head_dim_v,

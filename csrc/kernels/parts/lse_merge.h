@@ -28,37 +28,35 @@ struct Partial {
 /// whatever it holds. Flash-Decoding's merge (Dao et al., 2023).
 /// @tparam Row of the target: holds the columns that are merged
 /// @tparam kAhead partials that are on their way at a time
+/// @tparam Weights tile::Spread, or tile::Few where count is known to be small
 /// @param columns of the row
-template <class Row, int kAhead, class PartialAt>
+template <class Row, int kAhead, class Weights = tile::Spread, class PartialAt>
 TILE_FN void merge_partials(const MergedRow& to, int32_t count, int32_t columns,
                             PartialAt partial_at) {
-  static_assert(tile::Spread::kMost % kAhead == 0);
+  static_assert(Weights::kMost % kAhead == 0);
   Row sum;
   sum.clear();
-  tile::Spread weights;
+  Weights weights;
   float best = 0, total = 0;
-  TILE_ROLLED
-  for (int32_t first = 0; first < count; first += kAhead) {
+  const auto lse = [&](int32_t k) { return *partial_at(k).lse; };
+  weights.for_turns(count, kAhead, [&](int32_t first) {
     const float* from[kAhead];
     TILE_UNROLL
     for (int i = 0; i < kAhead; ++i)
       from[i] = partial_at(first + i < count ? first + i : count - 1).o;
     const auto partials = sum.load(from, columns);
     // behind the first loads: what the rows weigh
-    if (first == 0) best = tile::max_over(count, [&](int32_t k) { return *partial_at(k).lse; });
+    if (first == 0) best = weights.largest(count, lse);
     if (best == -tile::kInfinity) best = 0;
-    if (first % tile::Spread::kMost == 0)
-      weights.set(count - first, [&](int32_t k) {
-        return tile::exp2((*partial_at(first + k).lse - best) * tile::kLog2E);
-      });
+    weights.set(first, count, lse, [&](float x) { return tile::exp2((x - best) * tile::kLog2E); });
     float shares[kAhead];
     TILE_UNROLL
     for (int i = 0; i < kAhead; ++i) {
-      shares[i] = weights[first % tile::Spread::kMost + i];
+      shares[i] = weights[first % Weights::kMost + i];
       total += shares[i];
     }
     sum.add(partials, shares, columns);
-  }
+  });
   const float share = tile::share_beside(to.sink, best * tile::kLog2E + tile::log2(total),
                                          [](float x) { return tile::exp2(x); });
   sum.store(to.o, tile::row_scale(total, share), columns, to.type);

@@ -29,7 +29,10 @@ inline constexpr int32_t kBlockKeys = 64;
 /// How many of `num_splits` splits have keys where blocks of kBlockKeys are dealt out: the others'
 /// partials are not written and must not be read.
 TILE_FN int32_t dealt_splits(int64_t count, int32_t num_splits) {
-  return clamp32((count + kBlockKeys - 1) / kBlockKeys, 0, num_splits);
+  return count <= 0 ? 0
+         : count > int64_t{kBlockKeys} * num_splits
+             ? num_splits
+             : (static_cast<int32_t>(count) + kBlockKeys - 1) / kBlockKeys;
 }
 
 /// Deals blocks of kBlockKeys keys to the splits, as evenly as they go; no key, no split.

@@ -29,11 +29,12 @@ class Strip {
   };
   template <int kPartials>
   static TILE_FN Partials<kPartials> load(const float* const (&from)[kPartials], int count) {
-    Partials<kPartials> partials{};
-    if (lane() * kVec >= count) return partials;
+    // a lane without columns reads the first: no branch keeps the loads from being in flight
+    const int column = lane() * kVec < count ? lane() * kVec : 0;
+    Partials<kPartials> partials;
 #pragma unroll
     for (int n = 0; n < kPartials; ++n)
-      partials.at[n] = *reinterpret_cast<const Floats*>(from[n] + lane() * kVec);
+      partials.at[n] = *reinterpret_cast<const Floats*>(from[n] + column);
     return partials;
   }
 

@@ -14,7 +14,7 @@ struct KernelInfo {
   int32_t threads;       // of one block; 1 on the CPU
   int32_t rows;          // query rows of a tile; 0: the kernel has none
   int32_t meets = 0;     // its blocks can wait for each other where all of them run at once
-  int32_t reserved = 0;
+  int32_t waits = 0;     // it waits itself for the launches before it: it may start while they end
 };
 static_assert(sizeof(KernelInfo) == 32);
 

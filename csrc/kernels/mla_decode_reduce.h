@@ -12,33 +12,38 @@ namespace hipdecode::kernels {
 /// request without keys comes out as zero.
 /// @tparam kSplits partials of a row at most
 /// @tparam kAhead of them on their way at a time
-/// @tparam kVec neighbouring columns of a lane
+/// @tparam kVec neighbouring columns that a lane reads as one
 template <int kSplits, int kAhead, int kVec>
 struct MlaDecodeReduce {
   using Params = abi::MlaDecodeReduceParams;
   using Strip = tile::Strip<kVec>;
   static constexpr int kWaves = 4;
+  static constexpr bool kWaits = true;  // for KernelInfo
   struct Shared {};
   static_assert(kAhead <= kSplits);
 
   static TILE_FN void run(const Params& p, tile::Block block, Shared&) {
-    // stage 0: a block takes columns of one head of one row
-    const int32_t columns = Strip::kColumns * block.waves();
-    const int32_t parts = (p.head_dim_v + columns - 1) / columns;
-    const uint32_t units = static_cast<uint32_t>(p.rows) * p.nhead * parts;
+    // stage 0: a wave takes columns of one head of one request
+    const uint32_t parts = (p.head_dim_v + Strip::kColumns - 1) / Strip::kColumns;
+    const uint32_t units = static_cast<uint32_t>(p.batch) * p.nhead * parts;
     TILE_ROLLED
-    for (uint32_t unit = block.index(); unit < units; unit += block.count()) {
-      const int32_t vector = quotient(static_cast<int32_t>(unit), parts);
-      const int32_t part = static_cast<int32_t>(unit) - vector * parts;
-      const int32_t row = quotient(vector, p.nhead), head = vector - row * p.nhead;
-      merge(p, row, head, part * columns + block.wave() * Strip::kColumns);
+    for (uint32_t unit = block.index() * block.waves() + block.wave(); unit < units;
+         unit += block.count() * block.waves()) {
+      const int32_t vector = quotient(static_cast<int32_t>(unit), static_cast<int32_t>(parts));
+      const int32_t request = quotient(vector, p.nhead), head = vector - request * p.nhead;
+      merge(p, request, head, static_cast<int32_t>(unit - vector * parts) * Strip::kColumns);
     }
   }
 
   /// stage 1: one wave merges the columns from `column` on.
-  static TILE_FN void merge(const Params& p, int32_t row, int32_t head, int32_t column) {
-    if (column >= p.head_dim_v) return;
-    const int32_t begin = p.kv_indptr[row], end = p.kv_indptr[row + 1];
+  static TILE_FN void merge(const Params& p, int32_t request, int32_t head, int32_t column) {
+    tile::await_earlier_launches();
+    const int32_t begin = p.kv_indptr[request], end = p.kv_indptr[request + 1];
+    int32_t row = request;
+    if (p.qo_indptr != nullptr) {
+      row = p.qo_indptr[request];
+      if (p.qo_indptr[request + 1] <= row || row < 0 || row >= p.rows) return;
+    }
     const int32_t left = p.head_dim_v - column;
     // bytes from one split's partial to the next: an address is then one instruction
     const int64_t first = int64_t{row} * kSplits * p.nhead + head;
@@ -48,8 +53,10 @@ struct MlaDecodeReduce {
         reinterpret_cast<const char*>(p.partial_o + first * p.head_dim_v + column);
     const auto* partial_lse = reinterpret_cast<const char*>(p.partial_lse + first);
     auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
+    const bool tells = column == 0 && p.lse != nullptr;
     merge_partials<Strip, kAhead, tile::Few<kSplits>>(
-        {o + column, nullptr, p.o_dtype}, dealt_splits(int64_t{end} - begin, kSplits),
+        {o + column, tells ? p.lse + int64_t{row} * p.nhead + head : nullptr, p.o_dtype},
+        dealt_splits(int64_t{end} - begin, kSplits),
         left < Strip::kColumns ? left : Strip::kColumns, [&](int32_t k) -> Partial {
           const auto at = static_cast<uint32_t>(k);
           return {reinterpret_cast<const float*>(partial_o + uint64_t{at} * o_step),

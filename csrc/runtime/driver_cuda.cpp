@@ -25,6 +25,7 @@ constexpr int kMaxSharedPerBlockOptin = 97;    // CUdevice_attribute
 constexpr int kMaxDynamicSharedSizeBytes = 8;  // CUfunction_attribute
 constexpr int kCooperativeLaunch = 95;         // CUdevice_attribute
 constexpr int kCooperative = 2;                // CUlaunchAttributeID
+constexpr int kStartsEarly = 6;                // CUlaunchAttributeID: programmatic serialization
 constexpr int64_t kMostBlocks = 0x7fffffff;    // of a grid, along x
 constexpr const char* kLibrary = "libcuda.so.1";
 
@@ -181,13 +182,14 @@ class CudaKernel final : public Kernel {
                     ": expected at most ", most_together_, " blocks to run together, got ",
                     launch.blocks, "; ask for fewer splits");
     std::array<void*, 1> parameters = {const_cast<void*>(params)};
-    LaunchAttribute cooperative{.id = kCooperative, .value = 1};
+    // a launch has one of them at most: kernels that meet do not wait for earlier launches
+    LaunchAttribute special{.id = launch.together ? kCooperative : kStartsEarly, .value = 1};
     const LaunchConfig config{.grid = {static_cast<unsigned>(launch.blocks), 1, 1},
                               .block = {static_cast<unsigned>(info_.threads), 1, 1},
                               .shared_bytes = static_cast<unsigned>(info_.shared_bytes),
                               .stream = launch.stream,
-                              .attributes = &cooperative,
-                              .attribute_count = launch.together ? 1u : 0u};
+                              .attributes = &special,
+                              .attribute_count = launch.together || info_.waits != 0 ? 1u : 0u};
     const ContextGuard guard(context_);
     cuda().check(cuda().cuLaunchKernelEx(&config, function_, parameters.data(), nullptr),
                  "cuLaunchKernelEx", name_);

@@ -31,12 +31,21 @@ constexpr int32_t meets() {
     return 0;
 }
 
+template <class Kernel>
+constexpr int32_t waits() {
+  if constexpr (requires { Kernel::kWaits; })
+    return Kernel::kWaits;
+  else
+    return 0;
+}
+
 /// What an artefact of `Kernel` says about itself, on every target.
 template <class Kernel>
 constexpr abi::KernelInfo kernel_info(int32_t threads) {
   return {abi::kAbiVersion,       static_cast<int32_t>(sizeof(typename Kernel::Params)),
           shared_bytes<Kernel>(), threads,
-          tile_rows<Kernel>(),    meets<Kernel>()};
+          tile_rows<Kernel>(),    meets<Kernel>(),
+          waits<Kernel>()};
 }
 
 }  // namespace hipdecode::tile

@@ -152,42 +152,49 @@ void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor 
   launch_persistent(kernel, p, clusters, place);
 }
 
-void mla_reduce_decode(Tensor q, Tensor kv_buffer, Tensor o, Tensor qo_indptr, Tensor kv_indptr,
-                       Tensor kv_indices, OptionalTensor kv_last_page_lens, Tensor partial_output,
-                       Tensor partial_lse, OptionalTensor q_scale, OptionalTensor kv_scale,
-                       int64_t batch, int64_t vec, int64_t num_splits, double sm_scale) {
+void mla_reduce_decode(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Tensor qo_indptr,
+                       Tensor kv_indptr, Tensor kv_indices, OptionalTensor kv_last_page_lens,
+                       Tensor partial_output, Tensor partial_lse, OptionalTensor q_scale,
+                       OptionalTensor kv_scale, int64_t batch, int64_t vec, int64_t num_splits,
+                       double sm_scale) {
   const runtime::Place place = begin_call(q);
   abi::MlaDecodeParams p =
-      checked_params({q, kv_buffer, o, std::nullopt, qo_indptr, kv_indptr, kv_indices,
-                      kv_last_page_lens, q_scale, kv_scale, 1, sm_scale, true});
-  HIPDECODE_CHECK(p.rows_q == p.batch, "q: expected one row for each of ", p.batch,
-                  " requests, got shape ", shape_text(q));
+      checked_params({q, kv_buffer, o, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens,
+                      q_scale, kv_scale, 1, sm_scale, true});
   HIPDECODE_CHECK(p.page_size == 1, "kv_buffer: expected pages of one token, got shape ",
                   shape_text(kv_buffer));
   for (const Tensor* t : {&partial_output, &partial_lse})
     check_same_device("partial_output, partial_lse", *t, q);
-  p.num_splits = static_cast<int32_t>(std::clamp<int64_t>(num_splits, 1, 1024));
+  const ReduceShape merge{num_splits, batch, vec};
+  check_reduce_shape(merge);
+  p.num_splits = static_cast<int32_t>(num_splits);
   p.partial_rows = p.rows_q * p.num_splits;
   const int64_t partials = p.partial_rows * p.nhead;
   p.partial_o = float_data("partial_output", partial_output, partials * o.size(2));
   p.partial_lse = float_data("partial_lse", partial_lse, partials);
-  if (p.batch == 0) return;
   thread_local runtime::KernelMemo memo;
   const runtime::Kernel& kernel =
       remembered_kernel(memo, place, "mla_decode_split", q, kv_buffer, o.size(2), p);
   cut_into_tiles(kernel, p);
-  launch(kernel, p, int64_t{p.batch} * p.row_tiles * p.num_splits, place);
+  const int64_t blocks = std::max<int64_t>(int64_t{p.batch} * p.row_tiles * p.num_splits, 1);
+  HIPDECODE_CHECK(blocks <= kMaxBlocks, "kv_indptr, num_splits: expected at most ", kMaxBlocks,
+                  " tiles of heads x splits, got ", blocks);
+  launch(kernel, p, blocks, place);
   launch_decode_reduce({.partial_o = p.partial_o,
                         .partial_lse = p.partial_lse,
+                        .qo_indptr = p.qo_indptr,
                         .kv_indptr = p.kv_indptr,
                         .o = p.o,
+                        .lse = p.lse,
                         .o_stride_row = p.o_stride_row,
                         .o_stride_head = p.o_stride_head,
-                        .rows = p.batch,
+                        .rows = static_cast<int32_t>(p.rows_q),
+                        .batch = p.batch,
                         .nhead = p.nhead,
                         .head_dim_v = static_cast<int32_t>(o.size(2)),
-                        .o_dtype = p.o_dtype},
-                       {num_splits, batch, vec}, place);
+                        .o_dtype = p.o_dtype,
+                        .reserved = 0},
+                       merge, place);
 }
 
 }  // namespace hipdecode::torch_ops

@@ -42,6 +42,9 @@ struct ReduceShape {
   int64_t vec;         // columns a lane reads as one: 1, 2 or 4
 };
 
+/// @throws runtime::Error where there is no such kernel
+void check_reduce_shape(const ReduceShape& wanted);
+
 /// Merges num_splits partials a row. Takes the largest vec, up to the wanted one, that head_dim_v
 /// and the addresses are multiples of.
 /// @throws runtime::Error where the wanted shape is none, or the rows are too many for a launch

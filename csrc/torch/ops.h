@@ -24,10 +24,11 @@ void mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr,
                 OptionalTensor reduce_final_map, Tensor reduce_partial_map, Tensor o,
                 OptionalTensor lse, int64_t max_seqlen_q, int64_t num_kv_splits);
 
-void mla_reduce_decode(Tensor q, Tensor kv_buffer, Tensor o, Tensor qo_indptr, Tensor kv_indptr,
-                       Tensor kv_indices, OptionalTensor kv_last_page_lens, Tensor partial_output,
-                       Tensor partial_lse, OptionalTensor q_scale, OptionalTensor kv_scale,
-                       int64_t batch, int64_t vec, int64_t num_splits, double sm_scale);
+void mla_reduce_decode(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Tensor qo_indptr,
+                       Tensor kv_indptr, Tensor kv_indices, OptionalTensor kv_last_page_lens,
+                       Tensor partial_output, Tensor partial_lse, OptionalTensor q_scale,
+                       OptionalTensor kv_scale, int64_t batch, int64_t vec, int64_t num_splits,
+                       double sm_scale);
 
 void mla_decode_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduced, Tensor kv_indptr,
                        int64_t rows, int64_t batch, int64_t vec, int64_t num_splits);

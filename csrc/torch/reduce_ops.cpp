@@ -7,15 +7,23 @@
 #include "ops.h"
 
 namespace hipdecode::torch_ops {
+namespace {
+
+constexpr int64_t kWaves = 4;  // of a block of either kernel, on a GPU
+
+}  // namespace
 
 void launch_reduce(const runtime::Kernel& kernel, const abi::MlaReduceParams& p,
                    int64_t max_seqlen_q, const runtime::Place& place) {
   if (p.tiles == 0 || p.rows_o == 0) return;
   const int64_t units = runtime::driver(place.device.kind).compute_units(place.device.index);
-  // the CPU deals tiles to its threads, a GPU has a wave for each row and head
-  const int64_t blocks = place.device.kind == runtime::DeviceKind::cpu
-                             ? std::max<int64_t>(4 * units, p.tiles)
-                             : std::min<int64_t>(16 * units, p.tiles * max_seqlen_q * p.nhead);
+  const int64_t rows = p.tiles * max_seqlen_q * p.nhead;
+  // the CPU deals tiles to its threads, a GPU has a wave for each row and head, or more where it
+  // has waves to spare
+  const int64_t blocks =
+      place.device.kind == runtime::DeviceKind::cpu
+          ? std::max<int64_t>(4 * units, p.tiles)
+          : std::min(16 * units, std::max((rows + kWaves - 1) / kWaves, std::min(rows, units)));
   launch(kernel, p, blocks, place);
 }
 
@@ -80,29 +88,35 @@ int64_t most_vec(const abi::MlaDecodeReduceParams& p) {
 
 }  // namespace
 
-void launch_decode_reduce(abi::MlaDecodeReduceParams p, ReduceShape wanted,
-                          const runtime::Place& place) {
+void check_reduce_shape(const ReduceShape& wanted) {
   const auto [num_splits, batch, vec] = wanted;
   HIPDECODE_CHECK(is_power_of_two(num_splits, kMostDecodeSplits),
                   "num_splits: expected 1, 2, 4, 8 or 16, got ", num_splits);
   HIPDECODE_CHECK(is_power_of_two(batch, kMostAhead), "batch: expected 1, 2, 4 or 8, got ", batch);
   HIPDECODE_CHECK(is_power_of_two(vec, kMostVec), "vec: expected 1, 2 or 4, got ", vec);
-  if (p.rows == 0) return;
+}
+
+void launch_decode_reduce(abi::MlaDecodeReduceParams p, ReduceShape wanted,
+                          const runtime::Place& place) {
+  check_reduce_shape(wanted);
+  const auto [num_splits, batch, vec] = wanted;
+  if (p.batch == 0 || p.rows == 0) return;
   const int64_t ahead = std::min(batch, num_splits), width = std::min(vec, most_vec(p));
   thread_local runtime::KernelMemo memo;
   const auto key = static_cast<uint64_t>(num_splits << 16 | ahead << 8 | width);
   const runtime::Kernel& kernel = memo.find(place, key, [&] {
     return runtime::join("mla_decode_reduce/", num_splits, "-", ahead, "-", width);
   });
-  constexpr int64_t kCpuColumns = 128;  // of a block, times vec: csrc/tile/target/cpu/strip.h
-  const bool cpu = place.device.kind == runtime::DeviceKind::cpu;
-  const int64_t columns = (cpu ? kCpuColumns : kernel.info().threads) * width;
-  const int64_t units = int64_t{p.rows} * p.nhead * ((p.head_dim_v + columns - 1) / columns);
+  // of a strip, as in csrc/tile/target/*/strip.h: other numbers of blocks are slower, not wrong
+  constexpr int64_t kStrip = 128;
+  const int64_t columns = kStrip * width;
+  const int64_t units = int64_t{p.batch} * p.nhead * ((p.head_dim_v + columns - 1) / columns);
   constexpr int64_t kMostUnits = 0x7fffffff;
-  HIPDECODE_CHECK(units <= kMostUnits, "reduced: expected at most ", kMostUnits, " vectors of ",
-                  columns, " columns, got ", units);
-  const int64_t threads = cpu ? runtime::driver(place.device.kind).compute_units(0) : units;
-  launch(kernel, p, cpu ? std::min(units, 4 * threads) : units, place);
+  HIPDECODE_CHECK(units <= kMostUnits, "kv_indptr: expected at most ", kMostUnits,
+                  " requests x heads x parts of a row, got ", units);
+  const bool cpu = place.device.kind == runtime::DeviceKind::cpu;
+  const int64_t most = 4 * runtime::driver(place.device.kind).compute_units(place.device.index);
+  launch(kernel, p, cpu ? std::min(units, most) : (units + kWaves - 1) / kWaves, place);
 }
 
 void mla_decode_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduced, Tensor kv_indptr,
@@ -139,7 +153,7 @@ void mla_decode_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduced
   p.o = address_of(reduced);
   p.o_stride_row = reduced.stride(0);
   p.o_stride_head = reduced.stride(1);
-  p.rows = static_cast<int32_t>(rows);
+  p.rows = p.batch = static_cast<int32_t>(rows);
   p.nhead = static_cast<int32_t>(nhead);
   p.head_dim_v = static_cast<int32_t>(head_dim_v);
   launch_decode_reduce(p, {num_splits, batch, vec}, place);

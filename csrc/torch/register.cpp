@@ -33,7 +33,8 @@ STABLE_TORCH_LIBRARY(hipdecode, m) {
       "Tensor reduce_partial_map, Tensor(a!) o, Tensor(b!)? lse, int max_seqlen_q, int "
       "num_kv_splits) -> ()");
   m.def(
-      "mla_reduce_decode(Tensor q, Tensor kv_buffer, Tensor(a!) o, Tensor qo_indptr, Tensor "
+      "mla_reduce_decode(Tensor q, Tensor kv_buffer, Tensor(a!) o, Tensor(d!)? lse, Tensor "
+      "qo_indptr, Tensor "
       "kv_indptr, Tensor kv_indices, Tensor? kv_last_page_lens, Tensor(b!) partial_output, "
       "Tensor(c!) partial_lse, Tensor? q_scale, Tensor? kv_scale, int batch, int vec, int "
       "num_splits, float sm_scale) -> ()");

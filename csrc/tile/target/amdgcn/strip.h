@@ -8,6 +8,9 @@
 
 namespace hipdecode::tile {
 
+/// Whether rows whose addresses allow it are merged faster by strips than by Row.
+inline constexpr bool kStripsPay = false;
+
 /// Columns of a row that a wave merges together: kVec neighbours a lane, read and written as one,
 /// so that counts are multiples of kVec. Addresses need be no more than an element's.
 template <int kVec>
@@ -16,25 +19,31 @@ class Strip {
   typedef float Floats __attribute__((ext_vector_type(kVec), aligned(4)));
   typedef __bf16 Bfloats __attribute__((ext_vector_type(kVec), aligned(2)));
   typedef _Float16 Halves __attribute__((ext_vector_type(kVec), aligned(2)));
+  static constexpr int kEach = 2;  // vectors of a lane
 
  public:
-  static constexpr int kColumns = kVec * kLanes;
+  static constexpr int kColumns = kEach * kVec * kLanes;
 
-  TILE_FN void clear() { sum_ = Values{}; }
+  TILE_FN void clear() {
+    for (Values& vector : sum_) vector = Values{};
+  }
 
   /// Partials that are about to be added.
   template <int kPartials>
   struct Partials {
-    Values at[kPartials];
+    Values at[kEach][kPartials];
   };
   template <int kPartials>
   static TILE_FN Partials<kPartials> load(const float* const (&from)[kPartials], int count) {
-    // a lane without columns reads the first: no branch keeps the loads from being in flight
-    const int column = lane() * kVec < count ? lane() * kVec : 0;
     Partials<kPartials> partials;
 #pragma unroll
-    for (int n = 0; n < kPartials; ++n)
-      partials.at[n] = *reinterpret_cast<const Floats*>(from[n] + column);
+    for (int i = 0; i < kEach; ++i) {
+      // a lane without columns reads the first: no branch keeps the loads from being in flight
+      const int column = first(i) < count ? first(i) : 0;
+#pragma unroll
+      for (int n = 0; n < kPartials; ++n)
+        partials.at[i][n] = *reinterpret_cast<const Floats*>(from[n] + column);
+    }
     return partials;
   }
 
@@ -44,23 +53,32 @@ class Strip {
   TILE_FN void add(const Partials<kPartials>& partials, const float (&weights)[kPartials], int) {
 #pragma unroll
     for (int n = 0; n < kPartials; ++n)
-      sum_ += weights[n] != 0 ? partials.at[n] * weights[n] : Values{};
+#pragma unroll
+      for (int i = 0; i < kEach; ++i)
+        sum_[i] += weights[n] != 0 ? partials.at[i][n] * weights[n] : Values{};
   }
 
   /// destination[i] = element i * scale, as bf16 or fp16.
   TILE_FN void store(void* destination, float scale, int count, abi::DType type) const {
-    if (lane() * kVec >= count) return;
-    const Values scaled = sum_ * scale;
     if (type == abi::DType::bf16)
-      *reinterpret_cast<Bfloats*>(static_cast<__bf16*>(destination) + lane() * kVec) =
-          __builtin_convertvector(scaled, Bfloats);
+      store_as<__bf16, Bfloats>(destination, scale, count);
     else
-      *reinterpret_cast<Halves*>(static_cast<_Float16*>(destination) + lane() * kVec) =
-          __builtin_convertvector(scaled, Halves);
+      store_as<_Float16, Halves>(destination, scale, count);
   }
 
  private:
-  Values sum_;
+  static TILE_FN int first(int i) { return (i * kLanes + lane()) * kVec; }
+
+  template <class Element, class Vector>
+  TILE_FN void store_as(void* destination, float scale, int count) const {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (first(i) < count)
+        *reinterpret_cast<Vector*>(static_cast<Element*>(destination) + first(i)) =
+            __builtin_convertvector(sum_[i] * scale, Vector);
+  }
+
+  Values sum_[kEach];
 };
 
 }  // namespace hipdecode::tile

@@ -72,6 +72,9 @@ TILE_FN void barrier() {
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 
+/// In a kernel with kWaits: here a launch starts when the earlier ones have ended.
+TILE_FN void await_earlier_launches() {}
+
 /// Whether blocks of a launch can wait for each other, see meet().
 inline constexpr bool kBlocksMeet = false;
 

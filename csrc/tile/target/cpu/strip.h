@@ -5,6 +5,9 @@
 
 namespace hipdecode::tile {
 
+/// Whether rows whose addresses allow it are merged faster by strips than by Row.
+inline constexpr bool kStripsPay = false;
+
 /// Columns of a row that a wave merges together: as many as a group of 128 lanes has elsewhere.
 template <int kVec>
 class Strip : public Row<128 * kVec> {

@@ -38,6 +38,9 @@ TILE_FN const Params& reread(const Params& params) {
   return params;
 }
 
+/// In a kernel with kWaits: here a launch starts when the earlier ones have ended.
+TILE_FN void await_earlier_launches() {}
+
 /// Whether blocks of a launch can wait for each other, see meet().
 inline constexpr bool kBlocksMeet = false;
 

@@ -8,8 +8,12 @@
 
 namespace hipdecode::tile {
 
+/// Whether rows whose addresses allow it are merged faster by strips than by Row.
+inline constexpr bool kStripsPay = true;
+
 /// Columns of a row that a wave merges together: kVec neighbours a lane, read and written as one,
-/// so that addresses and counts are multiples of kVec elements.
+/// so that addresses and counts are multiples of kVec elements. A lane has kEach such vectors: many
+/// small blocks take longer to launch than to run.
 template <int kVec>
 class Strip {
   struct alignas(kVec * sizeof(float)) Floats {
@@ -18,25 +22,32 @@ class Strip {
   struct alignas(kVec * sizeof(uint16_t)) Halves {
     uint16_t at[kVec];
   };
+  static constexpr int kEach = 4;
 
  public:
-  static constexpr int kColumns = kVec * kLanes;
+  static constexpr int kColumns = kEach * kVec * kLanes;
 
-  TILE_FN void clear() { sum_ = {}; }
+  TILE_FN void clear() {
+#pragma unroll
+    for (Floats& vector : sum_) vector = {};
+  }
 
   /// Partials that are about to be added.
   template <int kPartials>
   struct Partials {
-    Floats at[kPartials];
+    Floats at[kEach][kPartials];
   };
   template <int kPartials>
   static TILE_FN Partials<kPartials> load(const float* const (&from)[kPartials], int count) {
-    // a lane without columns reads the first: no branch keeps the loads from being in flight
-    const int column = lane() * kVec < count ? lane() * kVec : 0;
     Partials<kPartials> partials;
 #pragma unroll
-    for (int n = 0; n < kPartials; ++n)
-      partials.at[n] = *reinterpret_cast<const Floats*>(from[n] + column);
+    for (int i = 0; i < kEach; ++i) {
+      // a lane without columns reads the first: no branch keeps the loads from being in flight
+      const int column = first(i) < count ? first(i) : 0;
+#pragma unroll
+      for (int n = 0; n < kPartials; ++n)
+        partials.at[i][n] = *reinterpret_cast<const Floats*>(from[n] + column);
+    }
     return partials;
   }
 
@@ -47,22 +58,29 @@ class Strip {
 #pragma unroll
     for (int n = 0; n < kPartials; ++n)
 #pragma unroll
-      for (int i = 0; i < kVec; ++i)
-        sum_.at[i] += weights[n] != 0 ? partials.at[n].at[i] * weights[n] : 0;
+      for (int i = 0; i < kEach; ++i)
+#pragma unroll
+        for (int v = 0; v < kVec; ++v)
+          sum_[i].at[v] += weights[n] != 0 ? partials.at[i][n].at[v] * weights[n] : 0;
   }
 
   /// destination[i] = element i * scale, as bf16 or fp16.
   TILE_FN void store(void* destination, float scale, int count, abi::DType type) const {
-    if (lane() * kVec >= count) return;
-    Halves out;
 #pragma unroll
-    for (int i = 0; i < kVec; ++i)
-      out.at[i] = static_cast<uint16_t>(nvptx::pack_as(sum_.at[i] * scale, 0, type));
-    *reinterpret_cast<Halves*>(static_cast<uint16_t*>(destination) + lane() * kVec) = out;
+    for (int i = 0; i < kEach; ++i) {
+      Halves out;
+#pragma unroll
+      for (int v = 0; v < kVec; ++v)
+        out.at[v] = static_cast<uint16_t>(nvptx::pack_as(sum_[i].at[v] * scale, 0, type));
+      if (first(i) < count)
+        *reinterpret_cast<Halves*>(static_cast<uint16_t*>(destination) + first(i)) = out;
+    }
   }
 
  private:
-  Floats sum_;
+  static TILE_FN int first(int i) { return (i * kLanes + lane()) * kVec; }
+
+  Floats sum_[kEach];
 };
 
 }  // namespace hipdecode::tile

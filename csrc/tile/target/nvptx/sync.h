@@ -51,6 +51,12 @@ TILE_FN T listed(const T* list, uint32_t index) {
 /// Whether blocks of a launch can wait for each other, see meet().
 inline constexpr bool kBlocksMeet = true;
 
+/// In a kernel with kWaits, before its first access to memory, by all threads: waits until earlier
+/// launches have ended and what they wrote is visible; lets the next such kernel start meanwhile.
+TILE_FN void await_earlier_launches() {
+  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+}
+
 /// Counts this block in at `counter` and returns how many came before, to all threads. What the
 /// earlier blocks wrote is visible to the last one; the counter goes back to zero when `expected`
 /// blocks have arrived, so that a replayed launch finds it as it was.

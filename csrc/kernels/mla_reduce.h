@@ -71,11 +71,10 @@ struct MlaReduce {
   /// @tparam kAhead partials on their way at a time
   template <class Row, int kWidth, int kAhead>
   static TILE_FN void merge_tile(const Params& p, const Tile& tile, int32_t member, int32_t team) {
-    const int32_t parts = (p.head_dim_v + kWidth - 1) / kWidth;
+    const int32_t parts = kWidth == kMaxHeadDimV ? 1 : (p.head_dim_v + kWidth - 1) / kWidth;
     for (int32_t unit = member; unit < tile.units * parts; unit += team) {
-      const int32_t vector = quotient(unit, parts), r = vector / p.nhead;
-      merge_row<Row, kWidth, kAhead>(p, tile, r, vector - r * p.nhead,
-                                     (unit - vector * parts) * kWidth);
+      merge_row<Row, kWidth, kAhead>(p, tile, unit / parts / p.nhead, unit / parts % p.nhead,
+                                     unit % parts * kWidth);
     }
   }
 

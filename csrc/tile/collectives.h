@@ -83,7 +83,7 @@ class Few {
   TILE_FN float largest(int32_t count, Read read) {
     float most = -kInfinity;
     TILE_UNROLL
-    for (int k = 0; k < kMost; ++k) values_[k] = k < count ? read(k) : -kInfinity;
+    for (int k = 0; k < kMost; ++k) values_[k] = k < count ? own(read(k)) : -kInfinity;
     TILE_UNROLL
     for (int k = 0; k < kMost; ++k) most = values_[k] > most ? values_[k] : most;
     return most;

@@ -18,6 +18,7 @@ from hipdecode.cli.sim import command
 from hipdecode.errors import BadArgument
 from hipdecode.testing import sim_counts
 from hipdecode.testing.cases import Case
+from hipdecode.testing.paged_cases import PagedCase
 
 _TOKENS, _DEPTH, _VALUES = 64, 576, 512
 _COUNT = Path(__file__).parents[1] / "op_benchmarks" / "hip" / "count_sparse_structure.py"
@@ -68,3 +69,17 @@ def test_sparse_decode_takes_fewer_instructions_a_key_than_the_published_structu
     for name in ("mfma", "mfma passes"):
         row = rows["64", name]
         assert float(row["ours"]) == float(row["published_structure"])
+
+
+def test_paged_attention_reads_its_cache_once_and_multiplies_no_more_than_it_must(
+    simulated: None,
+) -> None:
+    case = PagedCase(nhead_kv=1, gqa=8)
+    found = sim_counts.own_paged("sim:gfx950", case, (512, 1536))
+    per_token = {row.name: row.per_token for row in found.rows}
+    assert found.error < 0.01
+    # 16 rows: a product 32 deep for 16 tokens of keys, one for 16 columns of 32 tokens' values
+    assert per_token["class mfma"] == 128 / 32 / 16 + 128 / 16 / 32
+    cache, scales, table = 2 * 128, 2 * 4, 4 / 16
+    assert per_token["global_bytes_read"] <= cache + scales + table
+    assert per_token["barriers"] == per_token["class lds"] == 0

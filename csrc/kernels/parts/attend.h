@@ -7,6 +7,27 @@
 
 namespace hipdecode::kernels {
 
+/// Whether a target's tiles want the last tile, behind which nothing is fetched, in code of its
+/// own.
+template <class Tiles>
+constexpr bool kLastApart = requires { requires Tiles::kLastApart; };
+
+/// One tile of the loop below; `next` is none, or the tile that is fetched meanwhile.
+template <class Tiles, class VisibleFrom, class... Next>
+TILE_FN void attend_tile(Tiles& tiles, typename Tiles::Tokens& tokens, int32_t begin, float scale,
+                         VisibleFrom visible_from, const Next&... next) {
+  // stage 2: scores of tile i, tile i + 1 fetched behind them
+  tiles.score(tokens, next...);
+  // stage 3: hidden keys leave before the maximum is taken
+  const auto visible = visible_from(begin, tokens.count);
+  const int first_hidden = visible(0);
+  if (first_hidden < tokens.count || tokens.skips()) tiles.mask(tokens, first_hidden, visible);
+  // stage 4: weights, maximum, sum
+  tiles.softmax(tokens, scale);
+  // stage 5: output = output * rescale + weights x values
+  tiles.accumulate(tokens, first_hidden, visible);
+}
+
 /// Attends the resident queries to keys [begin, end), begin < end: the loop that all decode kernels
 /// share. `gather(i)` looks up the tile of keys that starts at i, `visible_from(i, count)` tells
 /// how many of its keys each row may see. Leaves unnormalised output, maximum and sum in `tiles`.
@@ -15,21 +36,13 @@ TILE_FN void attend_keys(Tiles& tiles, int32_t begin, int32_t end, float scale, 
                          VisibleFrom visible_from) {
   typename Tiles::Tokens tokens = gather(begin);
   tiles.fetch(tokens);
-  for (; begin < end; begin += Tiles::kTokens) {
+  for (; begin < (kLastApart<Tiles> ? end - Tiles::kTokens : end); begin += Tiles::kTokens) {
     // stage 1: lookup of tile i + 1
     const typename Tiles::Tokens next = gather(begin + Tiles::kTokens);
-    // stage 2: scores of tile i, tile i + 1 fetched behind them
-    tiles.score(tokens, next);
-    // stage 3: hidden keys leave before the maximum is taken
-    const auto visible = visible_from(begin, tokens.count);
-    const int first_hidden = visible(0);
-    if (first_hidden < tokens.count || tokens.skips()) tiles.mask(tokens, first_hidden, visible);
-    // stage 4: weights, maximum, sum
-    tiles.softmax(tokens, scale);
-    // stage 5: output = output * rescale + weights x values
-    tiles.accumulate(tokens, first_hidden, visible);
+    attend_tile(tiles, tokens, begin, scale, visible_from, next);
     tokens = next;
   }
+  if constexpr (kLastApart<Tiles>) attend_tile(tiles, tokens, begin, scale, visible_from);
 }
 
 }  // namespace hipdecode::kernels

@@ -21,10 +21,12 @@ from torch import Tensor
 import hipdecode
 from hipdecode import ops, settings, sim
 from hipdecode.errors import BadArgument, SimulatorError
+from hipdecode.paged import PagedOptions
 
-from . import cases, reference, sparse_reference
+from . import cases, paged_reference, reference, sparse_reference
 from .calls import decode
 from .cases import Case
+from .paged_cases import PagedCase, for_target, make_paged_inputs
 from .sparse_cases import SparseCase, make_sparse_inputs
 
 Run = tuple[str, float, dict[str, Any]]
@@ -100,6 +102,27 @@ def own_sparse(target: str, case: SparseCase, lens: tuple[int, int]) -> Costs:
         out, _ = hipdecode.sparse_mla_decode(**inputs, num_splits=1, return_lse=True)
         (entry,) = sim.journal(clear=True)
         want = sparse_reference.sparse_mla_decode(**inputs).o
+        return entry["kernel"], error_of(out, want), entry["counts"]
+
+    with settings.override(sim_compute_units=1):
+        ops.use_target(target)
+        return costs(run, lens)
+
+
+def own_paged(target: str, case: PagedCase, lens: tuple[int, int], num_splits: int = 1) -> Costs:
+    """Costs of `paged_attention` for one request, all its blocks; see own().
+
+    Raises:
+        HipdecodeError: the target is not simulated here, or a check failed.
+    """
+
+    def run(length: int) -> Run:
+        inputs = make_paged_inputs(for_target(dataclasses.replace(case, lens=(length,)), target))
+        sim.journal(clear=True)
+        options = PagedOptions(max_seqlen_q=case.mtp, num_splits=num_splits)
+        out = hipdecode.paged_attention(**inputs, options=options)
+        (entry,) = sim.journal(clear=True)
+        want = paged_reference.paged_attention(**inputs, max_seqlen_q=case.mtp).o
         return entry["kernel"], error_of(out, want), entry["counts"]
 
     with settings.override(sim_compute_units=1):

@@ -72,8 +72,6 @@ class PagedTiles {
     return tokens;
   }
 
-  /// Loads are never skipped, not even those of a tile that does not exist, which bring the last
-  /// group once more: a branch around them would have the compiler wait as if it were always taken.
   TILE_FN void fetch(const Tokens& tokens) {
     aim(tokens);
     fetch_.fetch_keys();
@@ -83,8 +81,19 @@ class PagedTiles {
     queries_.arrive();
   }
 
+  /// Behind the last tile nothing is fetched. That is in code of its own, because a branch around
+  /// loads in the loop would have the compiler wait as if it were always taken; 64 rows have too
+  /// much of it, and bring the last group once more.
+  static constexpr bool kLastApart = P::kRowTiles <= 2;
+  TILE_FN void score(const Tokens&) {
+    masked_ = false;
+    fetching_ = false;
+    multiply_keys();
+  }
+
   TILE_FN void score(const Tokens&, const Tokens& next) {
     masked_ = false;
+    fetching_ = true;
     __builtin_amdgcn_sched_barrier(0);  // the next tile's blocks are looked up behind the products
     multiply_keys();
     __builtin_amdgcn_sched_barrier(0);  // the registers of the keys are free
@@ -122,6 +131,7 @@ class PagedTiles {
   TILE_FN void accumulate(const Tokens&, int, const Visible&) {
     if (masked_) make_finite();
     multiply_values();
+    if (!fetching_) return;
     __builtin_amdgcn_sched_barrier(0);  // the registers of the values are free
     fetch_.fetch_values();
     __builtin_amdgcn_sched_barrier(0);
@@ -160,6 +170,7 @@ class PagedTiles {
 
   uint32_t base_;
   int token_wave_, first_token_, rows_ = 0;
+  bool fetching_ = false;   // a next tile is under way; known to the compiler
   bool masked_ = false;     // some row does not see all of the part
   int seen_[P::kRowTiles];  // then how many of this lane's chunk a row sees
   amdgcn::PagedFetch<Shape> fetch_;
@@ -329,10 +340,14 @@ class PagedTiles {
   TILE_FN void make_finite() {
     U32x4 sees[P::kRowTiles][P::kUnits];  // 1.0 where a row sees a token
     TILE_UNROLL
-    for (int r = 0; r < P::kRowTiles; ++r) TILE_UNROLL
-    for (int n = 0; n < P::kChunk / 2; ++n)
-      sees[r][n / 4][n % 4] =
-          (2 * n < seen_[r] ? M::kOne : 0) | (2 * n + 1 < seen_[r] ? M::kOne << 16 : 0);
+    for (int r = 0; r < P::kRowTiles; ++r) {
+      // recomputed: comparisons that are kept since hide() take two scalar registers each
+      const int seen = amdgcn::recomputed(seen_[r]);
+      TILE_UNROLL
+      for (int n = 0; n < P::kChunk / 2; ++n)
+        sees[r][n / 4][n % 4] =
+            (2 * n < seen ? M::kOne : 0) | (2 * n + 1 < seen ? M::kOne << 16 : 0);
+    }
     TILE_UNROLL
     for (int c = 0; c < P::kColumnTiles; ++c) {
       __builtin_amdgcn_sched_barrier(0);  // one after the other: registers, not time

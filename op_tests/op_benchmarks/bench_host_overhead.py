@@ -56,7 +56,7 @@ def calls(device: torch.device, tokens: int) -> dict[str, Callable[[], object]]:
         return lambda: hipdecode.mla_decode(q, kv_buffer, qo_indptr, kv_indptr, kv_indices, **fixed)
 
     total = torch.empty_like(q)
-    return {
+    return sparse_calls(device, tokens) | {
         "nothing": lambda: None,
         "torch.add": lambda: torch.add(q, q, out=total),
         "mla_decode, hk, 1 split": decode(route="hk", num_splits=1),
@@ -68,6 +68,30 @@ def calls(device: torch.device, tokens: int) -> dict[str, Callable[[], object]]:
         "plan_mla_decode, out": lambda: hipdecode.plan_mla_decode(
             qo_indptr, kv_indptr, **lengths, **sizes, out=plan
         ),
+    }
+
+
+def sparse_calls(device: torch.device, tokens: int) -> dict[str, Callable[[], object]]:
+    """Sparse decode of one token in DeepSeek-V3.2's form, and over two caches in V4's."""
+
+    def call(form: str, num_splits: int, **more: object) -> Callable[[], object]:
+        cache = hipdecode.new_sparse_cache(form, 64, PAGE_SIZE, device=device)
+        width = 576 if form == "v32" else 512
+        q = torch.randn(1, NHEAD, width, device=device).bfloat16()
+        slots = torch.arange(tokens, dtype=torch.int32, device=device)[None]
+        lengths = torch.full((1,), tokens, dtype=torch.int32, device=device)
+        lists = {"lengths": lengths, "attn_sink": torch.zeros(NHEAD, device=device)}
+        if form == "v4":
+            lists |= {"extra_cache": cache, "extra_indices": slots, "extra_lengths": lengths}
+        out = torch.empty(1, NHEAD, 512, dtype=torch.bfloat16, device=device)
+        fixed = {**lists, "out": out, "num_splits": num_splits, **more}
+        return lambda: hipdecode.sparse_mla_decode(q, cache, slots, **fixed)
+
+    return {
+        "sparse_mla_decode, v32, 1 split": call("v32", 1),
+        "sparse_mla_decode, v4, 1 split": call("v4", 1),
+        "sparse_mla_decode, v4, 8 splits": call("v4", 8, workspace=hipdecode.Workspace(device)),
+        "sparse_mla_decode, v4, 8 splits, own scratch": call("v4", 8),
     }
 
 

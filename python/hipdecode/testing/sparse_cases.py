@@ -216,7 +216,8 @@ def to_device(inputs: SparseInputs, device: torch.device | str) -> SparseInputs:
         if value is not None and value.device != torch.device(device):
             step = value.stride(0)
             memory = torch.full((value.shape[0] * step,), _POISON, dtype=torch.uint8, device=device)
-            moved[name] = memory.as_strided(value.shape, value.stride()).copy_(value)
+            placed = memory.as_strided(value.shape, value.stride())
+            moved[name] = placed.copy_(value.view(torch.uint8)).view(value.dtype)
     return moved  # type: ignore[return-value]
 
 

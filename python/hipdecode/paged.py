@@ -22,7 +22,7 @@ HEAD_DIMS = (128, 64)
 _FN, _FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 _FNUZ_FAMILY = "gfx942"
 
-_routes: dict[tuple[object, ...], tuple[PagedRoute, bool]] = {}
+_routes: dict[object, tuple[PagedRoute, bool]] = {}
 _MAX_ROUTES = 8192
 
 
@@ -43,6 +43,9 @@ class PagedOptions:
     num_splits: int | None = None
     q_scale: bool = False
     route: str | None = None
+
+
+_PLAIN = PagedOptions()
 
 
 def paged_attention(
@@ -103,9 +106,9 @@ def paged_attention(
 
     Source: PagedAttention (Kwon et al., 2023); the split merge is that of Flash-Decoding.
     """
-    options = options or PagedOptions()
-    _check_tensors(q, key_cache, value_cache, block_tables)
-    check_choices(sm_scale, options.num_splits, workspace)
+    options = options or _PLAIN
+    if workspace is not None or not (sm_scale is None or type(sm_scale) is float):
+        check_choices(sm_scale, None, workspace)
     route, fnuz = _route(q, key_cache, value_cache, block_tables, k_scale, out_scale, options)
     if out is None:
         out = torch.empty(q.shape, dtype=out_dtype or q.dtype, device=q.device)
@@ -162,22 +165,22 @@ def _route(
     options: PagedOptions,
 ) -> tuple[PagedRoute, bool]:
     """The route of a call, remembered, and whether uint8 is e4m3fnuz; loads its kernel."""
-    tokens = k_scale is not None and k_scale.numel() > 1
-    scales = "none" if k_scale is None else "token" if tokens else "tensor"
-    x = key_cache.shape[4]
-    dense = key_cache.stride()[2:4] == (key_cache.shape[3] * x, x)
-    dense = dense and value_cache.stride(3 if value_cache.dim() == 5 else 2) == (
-        x if value_cache.dim() == 5 else value_cache.shape[3]
-    )
-    facts = (
-        q.device, q.dtype, tuple(q.shape), key_cache.dtype, tuple(key_cache.shape[1:]),
-        value_cache.dim(), tuple(block_tables.shape), scales, out_scale is not None, dense, options,
-    )  # fmt: skip
-    if torch.compiler.is_compiling():
-        return _prepare(*facts)
-    key = (*facts, None if q.is_cuda else ops.cpu_state())
-    found = _routes.get(key)
+    try:
+        facts = (
+            q.device, q.dtype, q.shape, key_cache.dtype, key_cache.shape, key_cache.stride(),
+            value_cache.stride(), block_tables.shape,
+            None if k_scale is None else k_scale.numel() > 1, out_scale is not None, options,
+        )  # fmt: skip
+        if torch.compiler.is_compiling():
+            return _prepare(*facts)
+        key = (facts, None if q.is_cuda else ops.cpu_state())
+        found = _routes.get(key)
+    except (AttributeError, TypeError):
+        _check_tensors(q, key_cache, value_cache, block_tables)
+        raise
     if found is None:
+        _check_tensors(q, key_cache, value_cache, block_tables)
+        check_choices(None, options.num_splits, None)
         if len(_routes) >= _MAX_ROUTES:
             _routes.clear()
         found = _routes[key] = _prepare(*facts)
@@ -191,18 +194,20 @@ def _prepare(
     q_shape: tuple[int, ...],
     kv_dtype: torch.dtype,
     kv_shape: tuple[int, ...],
-    value_dims: int,
+    k_strides: tuple[int, ...],
+    v_strides: tuple[int, ...],
     table_shape: tuple[int, ...],
-    scales: str,
+    token_scales: bool | None,
     out_scale: bool,
-    dense: bool,
     options: PagedOptions,
 ) -> tuple[PagedRoute, bool]:
     family, units = ops.family_and_units(device)
     fnuz = kv_dtype == _FNUZ or (kv_dtype == torch.uint8 and family == _FNUZ_FAMILY)
     if kv_dtype == torch.uint8:
         kv_dtype = _FNUZ if fnuz else _FN
-    nhead_kv, block_size = kv_shape[0], kv_shape[2]
+    nhead_kv, block_size, x = kv_shape[1], kv_shape[3], kv_shape[4]
+    shuffled = len(v_strides) == 5
+    column = v_strides[3] == x if shuffled else v_strides[2] == block_size
     capacity = table_shape[1] * block_size
     most = options.max_seq_len
     shape = PagedShape(
@@ -217,12 +222,12 @@ def _prepare(
         kv_dtype=DTYPE_NAMES.get(kv_dtype, str(kv_dtype)),
         head_dim=q_shape[2],
         block_size=block_size,
-        value_dims=value_dims,
-        scales=scales,
+        value_dims=len(v_strides),
+        scales="none" if token_scales is None else "token" if token_scales else "tensor",
         q_scale=options.q_scale,
         out_scale=out_scale,
         uniform=q_shape[0] == table_shape[0] * options.max_seqlen_q,
-        dense=dense,
+        dense=column and tuple(k_strides[2:4]) == (block_size * x, x),
         num_splits=options.num_splits,
     )
     route = route_paged_attention(shape)

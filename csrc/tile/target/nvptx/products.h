@@ -94,8 +94,11 @@ struct ValueProduct {
   static constexpr int kBatch = kQueryRows < 64 ? 4 : 2;
   static constexpr int kReads = Keys::kFp8 ? kBatch / 2 : kBatch;
   static constexpr int kParts = Keys::kTokens / 16 / kBatch, kBatches = kBlocks * kParts;
+  // Batches read ahead: reading takes longer than two steps' products do, and words of fp8 wait in
+  // registers of their own until they are converted.
+  static constexpr int kLead = Keys::kFp8 && kBatch == 2 ? 3 : 2;
 
-  uint32_t fragments[kDeep][4 * kBatch], words[kReads][4], from;
+  uint32_t fragments[kDeep][4 * kBatch], words[kLead - 1][kReads][4], from;
 
   /// Reads ahead; the weights need not be there yet.
   TILE_FN void start(uint32_t slot, int column, int wave) {
@@ -104,8 +107,9 @@ struct ValueProduct {
                ? slot + lane() * Keys::kPitch + own
                : slot + (lane() % 8 + lane() / 16 * 8) * Keys::kPitch + own + lane() / 8 % 2 * 16;
     read(0);
-    convert(0);
     read(1);
+    convert(0);
+    if constexpr (kLead > 2) read(2);
   }
 
   template <int kWords>
@@ -123,7 +127,7 @@ struct ValueProduct {
       if (batch + 1 == kBatches) break;
       if (batch > 0) wait_for_products<1>();
       convert(batch + 1);
-      read(batch + 2);
+      read(batch + kLead);
     }
   }
 
@@ -136,7 +140,7 @@ struct ValueProduct {
       constexpr int kTokens = 16 * kBatch / kReads;
       const uint32_t address = block + (batch % kParts * 16 * kBatch + i * kTokens) * Keys::kPitch;
       if constexpr (Keys::kFp8)
-        load_matrices_transposed(words[i], address);
+        load_matrices_transposed(words[batch % (kLead - 1)][i], address);
       else
         load_matrices_transposed(reinterpret_cast<uint32_t (&)[4]>(fragments[batch % kDeep][4 * i]),
                                  address);
@@ -149,7 +153,8 @@ struct ValueProduct {
       uint32_t* f = fragments[batch % kDeep];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        const uint32_t a = words[i / 2][i % 2 * 2], b = words[i / 2][i % 2 * 2 + 1];
+        const uint32_t* w = &words[batch % (kLead - 1)][i / 2][i % 2 * 2];
+        const uint32_t a = w[0], b = w[1];
         widen(__byte_perm(a, b, 0x6420), f[4 * i], f[4 * i + 2]);
         widen(__byte_perm(a, b, 0x7531), f[4 * i + 1], f[4 * i + 3]);
       }

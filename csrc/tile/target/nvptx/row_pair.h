@@ -25,7 +25,8 @@ class RowPair {
     }
   }
 
-  /// Looks for the largest scores of a tile, which are to be multiplied by `scale`.
+  /// Looks for the largest scores of a tile that the thread has, which are to be multiplied by
+  /// `scale`.
   template <int kWords>
   TILE_FN void look(const float (&scores)[kWords], float scale) {
     scale_ = fmaxf(scale, 0x1p-126f);  // zero times what is hidden would be no number
@@ -37,19 +38,20 @@ class RowPair {
         most[0] = fmaxf(most[0], scores[j + 2 * i]);
         most[1] = fmaxf(most[1], scores[j + 2 * i + 1]);
       }
-      most_[i] = fmaxf(most[0], most[1]);
-      most_[i] = fmaxf(most_[i], __shfl_xor_sync(~0u, most_[i], 1));
-      most_[i] = fmaxf(most_[i], __shfl_xor_sync(~0u, most_[i], 2)) * scale_;
+      most_[i] = fmaxf(most[0], most[1]) * scale_;
     }
   }
 
   /// Takes what look() found.
   /// @return whether some row's maximum was raised; then what it had counts for factor() of before
   TILE_FN bool raise() {
-    const bool higher[2] = {most_[0] > top_[0] + kSlack, most_[1] > top_[1] + kSlack};
-    if (!__any_sync(~0u, higher[0] || higher[1])) return false;
+    if (!__any_sync(~0u, most_[0] > top_[0] + kSlack || most_[1] > top_[1] + kSlack)) return false;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) set(i, higher[i] ? most_[i] : top_[i]);
+    for (int i = 0; i < 2; ++i) {
+      float most = fmaxf(most_[i], __shfl_xor_sync(~0u, most_[i], 1));
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+      set(i, most > top_[i] + kSlack ? most : top_[i]);
+    }
     return true;
   }
 

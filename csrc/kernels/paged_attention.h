@@ -72,7 +72,8 @@ struct PagedAttention {
     work.begin = (work.tile_index - head_index * p.row_tiles) * kRows;
     work.packed = work.q_len * p.gqa;
     work.stride = p.row_tiles * kRows;
-    const int64_t most = int64_t{p.max_blocks} * p.block_size;
+    // a pool without blocks holds no token: targets read block 0 where a table names none
+    const int64_t most = p.num_blocks == 0 ? 0 : int64_t{p.max_blocks} * p.block_size;
     work.context = clamp32(p.context_lens[work.request], 0, clamp32(most, 0, kMostTokens));
     const SplitRange keys = split_range(work.context, p.num_splits, work.split, kMinSplitTokens);
     work.used = keys.used;

@@ -45,6 +45,19 @@ def test_blocks_that_do_not_exist_are_skipped(
     check_paged(dataclasses.replace(case, holes=1), target, device, route=route)
 
 
+@pytest.mark.parametrize("form", [{}, BF16], ids=["fp8", "bf16"])
+def test_a_pool_without_blocks_gives_zeros(
+    form: dict[str, str], target: str, device: torch.device
+) -> None:
+    inputs = make_paged_inputs(for_target(PagedCase(lens=(40,), **form), target))
+    for name in ("key_cache", "value_cache"):
+        inputs[name] = torch.empty((0, *inputs[name].shape[1:]), dtype=inputs[name].dtype)
+    for name in ("k_scale", "v_scale"):
+        inputs[name] = None
+    out = paged_attention(**to_device(inputs, device))
+    assert bool((out == 0).all())
+
+
 def test_requests_that_share_blocks_match(target: str, device: torch.device) -> None:
     check_paged(PagedCase(lens=(130, 130, 77), repeat=True, mtp=2), target, device)
 

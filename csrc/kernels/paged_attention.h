@@ -112,8 +112,8 @@ struct PagedAttention {
     }
   };
 
-  /// Tokens [n, n + 16) of a tile that starts at key `first`; n is a multiple of 16. Past the last
-  /// group of the request it is that group once more.
+  /// Tokens [n, n + 16) of a tile that starts at key `first`; n is a multiple of 16. Behind the
+  /// block's last group there is none.
   struct GroupAt {
     const int32_t* table;
     const Params& p;
@@ -122,7 +122,7 @@ struct PagedAttention {
     TILE_FN tile::PagedGroup operator()(int n) const {
       const uint32_t wanted = first + static_cast<uint32_t>(n) / tile::kGroupTokens;
       const uint32_t group = wanted < last ? wanted : last;
-      const auto blocks = static_cast<uint32_t>(p.num_blocks);
+      const uint32_t blocks = wanted > last ? 0 : static_cast<uint32_t>(p.num_blocks);
       if constexpr (Cache::kBlock16)
         return {static_cast<uint32_t>(tile::listed(table, group)), blocks, 0};
       else {
@@ -217,7 +217,7 @@ struct PagedAttention {
     const int32_t end = work.first_key + seen;  // no row looks further
     if (seen <= 0) return;
     const int32_t* table = p.block_tables + work.request * p.table_stride;
-    const auto last = static_cast<uint32_t>(work.context - 1) / tile::kGroupTokens;
+    const auto last = static_cast<uint32_t>(end - 1) / tile::kGroupTokens;
     attend_keys(
         tiles, work.first_key, end, scale,
         [&](int32_t from) {

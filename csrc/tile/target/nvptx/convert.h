@@ -24,12 +24,40 @@ TILE_FN uint32_t pack_as(float low, float high, abi::DType type) {
                                   : pack<abi::DType::fp16>(low, high);
 }
 
-/// destination[i] = value as fp32, bf16 or fp16.
+/// Two floats as fp8 e4m3fn, nearest even; what is too large becomes the largest. `low` in the low
+/// byte.
+TILE_FN uint32_t narrow(float low, float high) {
+  uint16_t bytes;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(bytes) : "f"(high), "f"(low));
+  return bytes;
+}
+
+/// destination[i] = value as fp32, bf16, fp16 or fp8 e4m3fn.
 TILE_FN void store_one(void* destination, int i, float value, abi::DType type) {
   if (type == abi::DType::fp32)
     static_cast<float*>(destination)[i] = value;
+  else if (type == abi::DType::fp8_e4m3fn)
+    static_cast<uint8_t*>(destination)[i] = static_cast<uint8_t>(narrow(value, 0));
   else
     static_cast<uint16_t*>(destination)[i] = static_cast<uint16_t>(pack_as(value, 0, type));
+}
+
+/// destination[i .. i + 3] = values as fp32, bf16, fp16 or fp8 e4m3fn.
+TILE_FN void store_four(void* destination, int i, const float4& values, abi::DType type) {
+  const auto to = reinterpret_cast<uint64_t>(destination);
+  if (type == abi::DType::fp32 && to % 16 == 0) {
+    *reinterpret_cast<float4*>(to + i * 4) = values;
+  } else if (type != abi::DType::fp32 && to % 8 == 0) {
+    if (type == abi::DType::fp8_e4m3fn)
+      *reinterpret_cast<uint32_t*>(to + i) = narrow(values.x, values.y) | narrow(values.z, values.w)
+                                                                              << 16;
+    else
+      *reinterpret_cast<uint2*>(to + i * 2) = {pack_as(values.x, values.y, type),
+                                               pack_as(values.z, values.w, type)};
+  } else {
+    store_one(destination, i, values.x, type), store_one(destination, i + 1, values.y, type);
+    store_one(destination, i + 2, values.z, type), store_one(destination, i + 3, values.w, type);
+  }
 }
 
 /// Four fp8 e4m3fn of a word as fp16, exactly: the lower two, the upper two.

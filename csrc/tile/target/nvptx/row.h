@@ -51,13 +51,18 @@ class Row {
         values_[i] += weights[n] != 0 ? partials.values[i][n] * weights[n] : 0;
   }
 
-  /// destination[i] = element i * scale, as bf16, fp16 or fp32.
+  /// destination[i] = element i * scale, as that type.
   TILE_FN void store(void* destination, float scale, int count, abi::DType type) const {
     if (type == abi::DType::fp32) {
       auto* to = static_cast<float*>(destination) + lane();
 #pragma unroll
       for (int i = 0; i < kEach; ++i)
         if (i * kLanes + lane() < count) to[i * kLanes] = values_[i] * scale;
+    } else if (type == abi::DType::fp8_e4m3fn) {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i)
+        if (i * kLanes + lane() < count)
+          nvptx::store_one(destination, i * kLanes + lane(), values_[i] * scale, type);
     } else {
       auto* to = static_cast<uint16_t*>(destination) + lane();
 #pragma unroll

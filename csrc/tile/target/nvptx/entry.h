@@ -65,6 +65,13 @@ concept HasRoles = requires { Shared::kComputeWaves; };
 template <class Shared>
 concept HasScoreRole = HasRoles<Shared> && requires { Shared::kScoreWaves; };
 
+/// How many blocks the registers of a multiprocessor are to be divided among.
+template <class Shared>
+constexpr int blocks_together() {
+  if constexpr (requires { Shared::kBlocksTogether; }) return Shared::kBlocksTogether;
+  return 1;
+}
+
 /// Registers of a thread when a block starts: roles hand them to each other, there are no more.
 template <class Kernel>
 constexpr int registers_at_entry() {
@@ -123,14 +130,16 @@ TILE_FN void run(const typename Kernel::Params& params, typename Kernel::Shared&
 
 /// Exports `Kernel` (the rest of the line): a struct with Params, Shared, kWaves and run(Params,
 /// Block, Shared). Shared is the block's dynamic group memory, uninitialised.
-#define TILE_KERNEL(symbol, ...)                                                                  \
-  extern "C" __global__ void __launch_bounds__(__VA_ARGS__::kWaves* ::hipdecode::tile::kLanes, 1) \
-      symbol(const __grid_constant__ __VA_ARGS__::Params params) {                                \
-    extern __shared__ __align__(alignof(__VA_ARGS__::Shared)) unsigned char memory[];             \
-    ::hipdecode::tile::nvptx::run<__VA_ARGS__>(params,                                            \
-                                               *reinterpret_cast<__VA_ARGS__::Shared*>(memory));  \
-  }                                                                                               \
-  extern "C" __device__                                                                           \
-      __attribute__((used)) constexpr ::hipdecode::abi::KernelInfo hipdecode_kernel_info =        \
-          ::hipdecode::tile::kernel_info<__VA_ARGS__>(__VA_ARGS__::kWaves *                       \
+#define TILE_KERNEL(symbol, ...)                                                                 \
+  extern "C" __global__ void __launch_bounds__(                                                  \
+      __VA_ARGS__::kWaves* ::hipdecode::tile::kLanes,                                            \
+      ::hipdecode::tile::nvptx::blocks_together<__VA_ARGS__::Shared>())                          \
+      symbol(const __grid_constant__ __VA_ARGS__::Params params) {                               \
+    extern __shared__ __align__(alignof(__VA_ARGS__::Shared)) unsigned char memory[];            \
+    ::hipdecode::tile::nvptx::run<__VA_ARGS__>(params,                                           \
+                                               *reinterpret_cast<__VA_ARGS__::Shared*>(memory)); \
+  }                                                                                              \
+  extern "C" __device__                                                                          \
+      __attribute__((used)) constexpr ::hipdecode::abi::KernelInfo hipdecode_kernel_info =       \
+          ::hipdecode::tile::kernel_info<__VA_ARGS__>(__VA_ARGS__::kWaves *                      \
                                                       ::hipdecode::tile::kLanes);

@@ -3,6 +3,7 @@
 
 #include "decode_tiles.h"
 #include "entry.h"
+#include "paged_tiles.h"
 #include "row.h"
 #include "scalar.h"
 #include "strip.h"

@@ -38,7 +38,14 @@ def torch_batched(step: SparseStep) -> Callable[[], Tensor]:
 
 
 def triton_fused(step: SparseStep) -> Callable[[], Tensor]:
-    """One kernel for gather, dequantisation and attention, a second one for the merge of splits."""
+    """One kernel for gather, dequantisation and attention, a second one for the merge of splits.
+
+    Raises:
+        ImportError: Triton is not installed.
+        ValueError: the cache is not V4's; in V3.2's form the kernel spills and tells nothing.
+    """
+    if step.form is not V4:
+        raise ValueError("V4 caches only")
     from hipdecode.testing.triton_sparse import SparseDecode
 
     units = torch.cuda.get_device_properties(step.q.device).multi_processor_count

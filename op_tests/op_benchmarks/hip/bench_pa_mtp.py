@@ -23,6 +23,7 @@ from hipdecode import ops, settings, target
 from hipdecode.testing import timing
 from hipdecode.testing.bench_report import Checked, IntList, console, write_csv
 from hipdecode.testing.device_clock import WARMUP, clock_of
+from hipdecode.testing.paged_gpu_peers import CONTENDERS as DEVICE_CONTENDERS
 from hipdecode.testing.paged_peers import CONTENDERS, PagedStep
 
 _OURS = ("hipdecode", "general")
@@ -34,7 +35,7 @@ def makers_of(clock: timing.Clock) -> dict[str, Make]:
     if clock.name != "device":
         return CONTENDERS
     ours: dict[str, Make] = {name: CONTENDERS[name] for name in _OURS}
-    return ours | {"torch_sdpa_dense": CONTENDERS["torch_sdpa_dense"]}
+    return ours | DEVICE_CONTENDERS | {"torch_sdpa_dense": CONTENDERS["torch_sdpa_dense"]}
 
 
 def ready(

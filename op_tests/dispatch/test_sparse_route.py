@@ -23,7 +23,7 @@ from hipdecode.sparse_route import (
     clear_sparse_routes,
     load_sparse_table,
     route_sparse_mla_decode,
-    sparse_splits,
+    splits_by_rule,
 )
 from hipdecode.table_files import parse_table, read_table
 from hipdecode.tables import find_flaw
@@ -65,7 +65,7 @@ def test_row_of_the_table_decides_and_says_so() -> None:
 @pytest.mark.usefixtures("tables")
 def test_row_may_leave_it_to_the_rule() -> None:
     route = route_sparse_mla_decode(replace(SHAPE, tokens=40))
-    rule = sparse_splits(tokens=40, nhead=64, compute_units=132, max_keys=2048, group_rows=64)
+    rule = splits_by_rule(replace(SHAPE, tokens=40))
     assert route.num_splits == rule
     assert f"132 compute units: sparse_splits, the rule, says {rule}" in route.reason
 
@@ -85,9 +85,7 @@ def test_rule_answers_for_another_format_or_machine(change: dict[str, object]) -
     route = route_sparse_mla_decode(shape)
     assert route.source == ""
     assert "has no rows near" in route.reason
-    assert route.num_splits == sparse_splits(
-        tokens=4, nhead=64, compute_units=shape.compute_units, max_keys=2048, group_rows=64
-    )
+    assert route.num_splits == splits_by_rule(shape)
 
 
 @pytest.mark.usefixtures("tables")
@@ -141,7 +139,7 @@ def test_reader_refuses_rows_that_break_a_rule(row: str, complaint: str) -> None
 @pytest.mark.parametrize(
     ("tokens", "nhead", "keys", "rule", "numbers"),
     [
-        (1, 64, 2048, 11, [1, 2, 4, 8, 16, 32]),
+        (1, 64, 2048, 8, [1, 2, 4, 16, 32]),
         (1, 128, 128, 2, [1]),
         (1, 16, 1, 1, [2]),
         (128, 128, 2048, 1, [2]),

@@ -222,6 +222,46 @@ def test_flash_mla_with_kvcache_matches_reference(
     compare.assert_close(rows[:4], want.lse[:4], compare.allowed_lse(want)[:4], what="lse")
 
 
+# V3.2: 2048 of the indexer; V4: a window of 128 and 512 compressed tokens in a cache of its own.
+@pytest.mark.parametrize(
+    "case",
+    [
+        SparseCase("v32", 128, lens=(2048,), layout="lengths"),
+        SparseCase("v32", 64, lens=(2048, 2048), layout="table"),
+        SparseCase("v4", 128, lens=(128,), extra_lens=(512,), layout="lengths", sink="normal"),
+        SparseCase(
+            "v4", 64, lens=(128, 77), extra_lens=(512, 0), layout="lengths", extra_block_size=64
+        ),
+    ],
+    ids=str,
+)
+def test_flash_mla_with_kvcache_matches_reference_on_shapes_of_the_models(
+    case: SparseCase, target: str, device: torch.device
+) -> None:
+    i = to_device(make_sparse_inputs(for_target(case, target)), device)
+    extra = {}
+    if i["extra_cache"] is not None and i["extra_indices"] is not None:
+        extra = {
+            "extra_k_cache": i["extra_cache"][:, :, None].view(i["extra_kv_dtype"]),
+            "extra_indices_in_kvcache": i["extra_indices"][:, None],
+            "extra_topk_length": i["extra_lengths"],
+        }
+    out, _ = flash_mla.flash_mla_with_kvcache(
+        i["q"][:, None],
+        i["cache"][:, :, None].view(i["kv_dtype"]),
+        None,
+        None,
+        512,
+        None,
+        is_fp8_kvcache=True,
+        indices=i["indices"][:, None],
+        attn_sink=i["attn_sink"],
+        topk_length=i["lengths"],
+        **extra,
+    )
+    _assert_output(i, out[:, 0], target)
+
+
 @pytest.mark.parametrize(
     "changed", [{"indices": None}, {"is_fp8_kvcache": False}, {"causal": True}, {"head_dim_v": 64}]
 )

@@ -14,7 +14,8 @@ from hipdecode.sparse_route import (
     GROUP_ROWS_OF,
     MIN_SPLIT_KEYS,
     SparseKey,
-    sparse_splits,
+    SparseShape,
+    splits_by_rule,
 )
 from hipdecode.testing.bench_report import Checked
 from hipdecode.testing.sparse_peers import SparseStep, ours
@@ -32,12 +33,15 @@ _MOST_BLOCKS = 4
 def choices(point: Point[SparseKey], family: str) -> dict[Choice, int]:
     """What is timed at a point, with the split count that it comes down to."""
     key, group_rows = point.key, GROUP_ROWS_OF.get(family, GROUP_ROWS)
-    by_rule = sparse_splits(
-        tokens=point.batch,
-        nhead=key.nhead,
-        compute_units=key.compute_units,
-        max_keys=point.kv_len,
-        group_rows=group_rows,
+    by_rule = splits_by_rule(
+        SparseShape(
+            family=family,
+            compute_units=key.compute_units,
+            format=key.format,
+            tokens=point.batch,
+            nhead=key.nhead,
+            max_keys=point.kv_len,
+        )
     )
     blocks = point.batch * -(-key.nhead // group_rows)
     most = min(_MOST_BLOCKS * key.compute_units // blocks, -(-point.kv_len // MIN_SPLIT_KEYS))

@@ -287,6 +287,11 @@ def test_auto_splits_fill_units_with_pieces_worth_it(
         (1, 16, 0, 1),
         (8, 16, 4096, 16),
         (8, 128, 4096, 8),
+        (1, 128, 4096, 32),
+        (1, 128, 8192, 33),  # more partial rows take longer to merge than shorter pieces save
+        (1, 128, 16384, 64),
+        (2, 64, 8192, 33),
+        (4, 128, 4096, 16),
         (17, 16, 4096, 7),
         (33, 64, 4096, 4),
         (64, 16, 4096, 2),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import hipdecode
 from hipdecode import aiter
+from hipdecode.aiter.paged import register_as_aiter_op
 from hipdecode.aiter.paged_attn import PagedAttention
 from hipdecode.errors import BadArgument
 from hipdecode.testing import paged_reference
@@ -234,3 +235,15 @@ def test_installing_replaces_one_method_of_the_class_that_is_there(
     assert module.PagedAttention is Theirs
     assert Theirs.write_to_paged_cache() == "theirs"
     assert Theirs.forward_decode is PagedAttention.forward_decode  # type: ignore[attr-defined]
+
+
+def test_the_operator_under_aiters_name_is_the_same_step(caller: Caller) -> None:
+    assert register_as_aiter_op()
+    i = caller.i
+    out = torch.full_like(i["q"], float("nan"))
+    torch.ops.aiter.paged_attention_rocm(
+        out, None, None, None, i["q"], i["key_cache"], i["value_cache"], 2, 128**-0.5,
+        i["block_tables"], i["context_lens"], 16, 200, None, "fp8", i["k_scale"], i["v_scale"],
+        mtp=2,
+    )  # fmt: skip
+    caller.close(out)

@@ -9,6 +9,7 @@ import sys
 from types import ModuleType
 
 from . import aiter
+from .aiter.paged import register_as_aiter_op
 
 _HOMES = {
     "aiter": aiter,
@@ -24,7 +25,7 @@ def install_as_aiter() -> tuple[str, ...]:
     Where AITER is installed, exactly the names of `hipdecode.aiter` are replaced in it and all else
     stays; modules that have imported a name before keep the one they have. Where it is not, modules
     of these names alone are registered, so that a probe for anything else says truly that it is not
-    there.
+    there. An operator of AITER's own in `torch.ops.aiter` stays as it is.
 
     Returns:
         The full names that now are hipdecode's, sorted.
@@ -39,6 +40,8 @@ def install_as_aiter() -> tuple[str, ...]:
                 continue
             _replace(module, public, value)
             names.append(f"{name}.{public}")
+    if register_as_aiter_op():
+        names.append("torch.ops.aiter.paged_attention_rocm")
     return tuple(sorted(names))
 
 

@@ -148,6 +148,33 @@ def paged_attention_rocm(
         )  # fmt: skip
 
 
+_SCHEMA = (
+    "paged_attention_rocm(Tensor(a!) out, Tensor? exp_sums, Tensor? max_logits, Tensor? tmp_out, "
+    "Tensor query, Tensor key_cache, Tensor value_cache, int num_kv_heads, float scale, Tensor "
+    "block_tables, Tensor context_lens, int block_size, int max_context_len, Tensor? alibi_slopes, "
+    "str kv_cache_dtype, Tensor? k_scale, Tensor? v_scale, Tensor? fp8_out_scale=None, int "
+    "partition_size=256, Tensor? q_scale=None, int mtp=1) -> ()"
+)
+_libraries: list[torch.library.Library] = []  # what is registered lives as long as they do
+
+
+def register_as_aiter_op() -> bool:
+    """Makes `torch.ops.aiter.paged_attention_rocm` this one, unless there is such an operator.
+
+    Returns:
+        Whether it is.
+    """
+    if not _libraries and hasattr(torch.ops.aiter, "paged_attention_rocm"):
+        return False
+    if not _libraries:
+        name, key = "paged_attention_rocm", "CompositeExplicitAutograd"
+        library = torch.library.Library("aiter", "FRAGMENT")  # type: ignore[no-untyped-call]
+        library.define(_SCHEMA)  # type: ignore[no-untyped-call]
+        library.impl(name, paged_attention_rocm, key)  # type: ignore[no-untyped-call]
+        _libraries.append(library)
+    return True
+
+
 class PagedAttention:
     """AITER's class of that name, as far as decode goes."""
 

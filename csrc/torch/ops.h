@@ -53,6 +53,6 @@ void paged_attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor o, O
                      OptionalTensor k_scale, OptionalTensor v_scale, OptionalTensor out_scale,
                      OptionalTensor partial_output, OptionalTensor partial_lse,
                      OptionalTensor arrivals, int64_t max_seqlen_q, int64_t num_splits,
-                     double sm_scale, bool fast, bool fnuz);
+                     double sm_scale, bool fast, bool fnuz, int64_t tile_rows);
 
 }  // namespace hipdecode::torch_ops

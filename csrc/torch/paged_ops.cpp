@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t kMostBlocks = 0x7fffffff;  // of a cache, and of a launch
 constexpr int64_t kMostRows = int64_t{1} << 29, kMostSplits = 1024, kGroupTokens = 16;
+constexpr int64_t kMostTileRows = 128;
 constexpr int64_t kChunkBytes = 16;
 
 /// What the shapes of both halves of the cache say, with x elements in a chunk.
@@ -188,9 +189,8 @@ bool is_block16(const CacheShape& c, const abi::PagedAttentionParams& p) {
 
 const runtime::Kernel& paged_kernel(const runtime::Place& place, const Tensor& q,
                                     const CacheShape& c, bool token_scales, bool fast,
-                                    int64_t packed) {
+                                    int64_t rows) {
   thread_local runtime::KernelMemo memo;
-  const int64_t rows = wanted_rows(place.device.kind, packed);
   const abi::DType type = dtype_of("q", q);
   const auto key = static_cast<uint64_t>(rows) << 32 | static_cast<uint64_t>(c.head_dim) << 16 |
                    static_cast<uint64_t>(type) << 8 | static_cast<uint64_t>(c.type) << 4 |
@@ -224,7 +224,7 @@ void paged_attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor o, O
                      OptionalTensor k_scale, OptionalTensor v_scale, OptionalTensor out_scale,
                      OptionalTensor partial_output, OptionalTensor partial_lse,
                      OptionalTensor arrivals, int64_t max_seqlen_q, int64_t num_splits,
-                     double sm_scale, bool fast, bool fnuz) {
+                     double sm_scale, bool fast, bool fnuz, int64_t tile_rows) {
   const runtime::Place place = begin_call(q);
   abi::PagedAttentionParams p{};
   check_rows(q, o, lse, fnuz, p);
@@ -243,6 +243,8 @@ void paged_attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor o, O
                   shape_text(key_cache));
   HIPDECODE_CHECK(num_splits >= 1 && num_splits <= kMostSplits, "num_splits: expected 1 to ",
                   kMostSplits, ", got ", num_splits);
+  HIPDECODE_CHECK(tile_rows >= 0 && tile_rows <= kMostTileRows, "tile_rows: expected 0 to ",
+                  kMostTileRows, ", got ", tile_rows);
   p.out_scale = scale_data("out_scale", out_scale, q);
   divide_by_block(c, p);
   p.num_blocks = c.num_blocks;
@@ -252,7 +254,8 @@ void paged_attention(Tensor q, Tensor key_cache, Tensor value_cache, Tensor o, O
   p.num_splits = static_cast<int32_t>(num_splits);
   p.sm_scale = score_scale(sm_scale);
   const int64_t packed = max_seqlen_q * p.gqa;
-  const runtime::Kernel& kernel = paged_kernel(place, q, c, token_scales, fast, packed);
+  const int64_t wanted = wanted_rows(place.device.kind, packed, tile_rows);
+  const runtime::Kernel& kernel = paged_kernel(place, q, c, token_scales, fast, wanted);
   const int64_t rows = std::max(kernel.info().rows, 1);
   p.row_tiles = static_cast<int32_t>((packed + rows - 1) / rows);
   if (num_splits > 1) give_scratch(partial_output, partial_lse, arrivals, c.head_dim, q, p);

@@ -61,7 +61,8 @@ STABLE_TORCH_LIBRARY(hipdecode, m) {
       "lse, Tensor block_tables, Tensor context_lens, Tensor? qo_indptr, Tensor? k_scale, Tensor? "
       "v_scale, Tensor? out_scale, Tensor(c!)? partial_output, Tensor(d!)? partial_lse, "
       "Tensor(e!)? "
-      "arrivals, int max_seqlen_q, int num_splits, float sm_scale, bool fast, bool fnuz) -> ()");
+      "arrivals, int max_seqlen_q, int num_splits, float sm_scale, bool fast, bool fnuz, int "
+      "tile_rows=0) -> ()");
 }
 
 using namespace hipdecode::torch_ops;

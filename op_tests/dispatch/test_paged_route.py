@@ -161,3 +161,17 @@ def test_route_command_prints_one_json_object() -> None:
     assert found["route"] == "mtp"
     assert found["shape"]["gqa"] == 8
     assert found["kernel"].startswith("paged_attention/128-bf16-fp8_e4m3fn-token-block16-")
+
+
+@pytest.mark.parametrize(
+    ("batch", "nhead_kv", "kv_len", "rows"),
+    [(4, 1, 128, 16), (4, 1, 16384, 16), (8, 8, 4096, 64), (32, 8, 128, 64), (32, 1, 4096, 32)],
+)
+def test_rows_are_tiled_where_a_hopper_has_room_for_more_blocks(
+    batch: int, nhead_kv: int, kv_len: int, rows: int
+) -> None:
+    shape = replace(
+        SHAPE, family="sm_90", compute_units=132, batch=batch, nhead_kv=nhead_kv, gqa=16, mtp=4,
+        kv_len=kv_len,
+    )  # fmt: skip
+    assert route_paged_attention(shape).tile_rows == rows

@@ -121,6 +121,7 @@ def paged_attention(
             q, key_cache, value_cache, out, lse, block_tables, context_lens, qo_indptr, k_scale,
             v_scale, out_scale, *scratch, options.max_seqlen_q, route.num_splits,
             head_dim**-0.5 if sm_scale is None else sm_scale, route.route == "mtp", fnuz,
+            route.tile_rows,
         )  # fmt: skip
     except HipdecodeError:
         raise

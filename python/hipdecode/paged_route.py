@@ -24,8 +24,15 @@ MIN_SPLIT_TOKENS = 64
 MAX_SPLITS = 64
 MERGE_TOKENS = 16
 """What writing and merging one more partial result costs, in keys of the same rows."""
+MERGE_START = MappingProxyType({"sm_90": 320})
+"""What merging costs besides, in the same unit, where blocks wait for each other."""
 MOST_ROWS = MappingProxyType({"cpu": 128, "sm_90": 64})
 """Query rows that one thread group works on together, at most; 128 elsewhere."""
+BLOCKS_OF_A_UNIT = MappingProxyType({"sm_90": 2})
+"""Thread groups that share a compute unit; 1 elsewhere."""
+LESS_ROWS = (16, 32)
+REREAD_BYTES = 96 << 20
+"""What an L2 may deliver for tiles of fewer rows: then it costs less than fewer workers do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +193,11 @@ class PagedRoute:
     runner_up_us: float | None = None
     evidence: str = ""
 
+    @property
+    def tile_rows(self) -> int:
+        """Query rows of a tile that the call asks for."""
+        return int(self.kernel.rpartition("-")[2])
+
 
 @lru_cache(maxsize=8192)
 def route_paged_attention(shape: PagedShape) -> PagedRoute:
@@ -233,7 +245,7 @@ def _answer(
     row: Row[PagedKey] | None = None,
     table: str = "",
 ) -> PagedRoute:
-    rows = wanted_rows(shape.family, shape.mtp * shape.gqa)
+    rows = wanted_rows(shape.family, shape.mtp * shape.gqa, _less_rows(shape))
     scales = "token" if shape.scales == "token" else "tensor"
     layout = "block16" if route == "mtp" else "any"
     kernel = f"{shape.head_dim}-{shape.q_dtype}-{shape.kv_dtype}-{scales}-{layout}-{rows}"
@@ -243,9 +255,10 @@ def _answer(
     if splits is None:
         why = "by the rule of paged_splits"
         splits = paged_splits(
-            tiles=shape.batch * shape.nhead_kv * _row_tiles(shape),
-            compute_units=shape.compute_units,
+            tiles=_tiles(shape, rows),
+            compute_units=_workers(shape),
             kv_len=shape.kv_len,
+            merge_start=MERGE_START.get(shape.family, 0),
         )
     words = (row.machine, row.date, row.source) if row else ()
     return PagedRoute(
@@ -263,12 +276,35 @@ def _answer(
     )
 
 
-def _row_tiles(shape: PagedShape) -> int:
-    return -(-shape.mtp * shape.gqa // MOST_ROWS.get(shape.family, 128))
+def _tiles(shape: PagedShape, rows: int) -> int:
+    """Thread groups of an unsplit call."""
+    rows = min(rows, MOST_ROWS.get(shape.family, 128))
+    return shape.batch * shape.nhead_kv * -(-shape.mtp * shape.gqa // rows)
+
+
+def _workers(shape: PagedShape) -> int:
+    return shape.compute_units * BLOCKS_OF_A_UNIT.get(shape.family, 1)
+
+
+def _less_rows(shape: PagedShape) -> int | None:
+    """Rows of a tile where several tiles of a kv head had better run at once; None: one for all.
+
+    The waves of a block share its rows or its keys: fewer rows, more keys at a time.
+    """
+    if shape.family not in BLOCKS_OF_A_UNIT:
+        return None
+    size = 2 if shape.kv_dtype not in FP8_NAMES else 1
+    kv_bytes = shape.batch * shape.nhead_kv * shape.kv_len * 2 * shape.head_dim * size
+    packed = shape.mtp * shape.gqa
+    for rows in LESS_ROWS:
+        reread = kv_bytes * -(-packed // rows)
+        if rows < packed and reread <= REREAD_BYTES and _tiles(shape, rows) <= _workers(shape):
+            return rows
+    return None
 
 
 @lru_cache(maxsize=8192)
-def paged_splits(*, tiles: int, compute_units: int, kv_len: int) -> int:
+def paged_splits(*, tiles: int, compute_units: int, kv_len: int, merge_start: int = 0) -> int:
     """The number of pieces that each request's keys are cut into, from host integers alone.
 
     The one with the least work on the busiest compute unit: whole rounds of blocks times the keys
@@ -278,6 +314,7 @@ def paged_splits(*, tiles: int, compute_units: int, kv_len: int) -> int:
         tiles: blocks of an unsplit call: requests x kv heads x tiles of packed rows.
         compute_units: workers.
         kv_len: tokens of a request at most.
+        merge_start: what merging costs, however many pieces, in keys of the same rows.
     """
     tiles = max(tiles, 1)
     most = max(1, min(MAX_SPLITS, -(-kv_len // MIN_SPLIT_TOKENS)))
@@ -285,7 +322,8 @@ def paged_splits(*, tiles: int, compute_units: int, kv_len: int) -> int:
     def cost(splits: int) -> int:
         rounds = -(-tiles * splits // compute_units)
         piece = -(-kv_len // (splits * MIN_SPLIT_TOKENS)) * MIN_SPLIT_TOKENS
-        return rounds * (piece + (MERGE_TOKENS * splits if splits > 1 else 0))
+        merge = merge_start + MERGE_TOKENS * splits if splits > 1 else 0
+        return rounds * (piece + merge)
 
     return min(range(1, most + 1), key=cost)
 

@@ -161,7 +161,8 @@ def _parse_row(where: str, number: int, line: str) -> ReduceRow:
             raise TableError(
                 f"{where}: {column}: expected an integer >= {least}, got {text or 'an empty cell'}"
             )
-    row = ReduceRow(*map(int, numbers), kernel, number)
+    units, token, heads, rank, width, splits = map(int, numbers)
+    row = ReduceRow(units, token, heads, rank, width, splits, kernel, number)
     if row.num_kv_splits not in SPLIT_COUNTS:
         raise TableError(
             f"{where}: num_kv_splits: expected one of {SPLIT_COUNTS}, got {row.num_kv_splits}"

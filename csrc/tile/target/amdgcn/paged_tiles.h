@@ -166,7 +166,7 @@ class PagedTiles {
   static constexpr float kWeightShift = kHalf ? 11 : 0, kSlack = kHalf ? 4 : 8;
   // fp16 has no room for weights times any scale: there the level counts the scales of values in.
   static constexpr bool kLevelScales = kHalf && P::kTokenScales;
-  static constexpr float kLeastScale = -64;  // log2; smaller ones count as this in a level
+  static constexpr float kLeastScale = -90;  // log2: sums of weights over it must fit fp32
 
   uint32_t base_;
   int token_wave_, first_token_, rows_ = 0;

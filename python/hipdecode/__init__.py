@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .decode import mla_decode
+    from .decode_reduce import mla_decode_reduce, mla_reduce_decode
     from .errors import (
         BadArgument,
         BuildError,
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "decode": ("mla_decode",),
+    "decode_reduce": ("mla_decode_reduce", "mla_reduce_decode"),
     "errors": (
         "BadArgument",
         "BuildError",
@@ -70,8 +72,10 @@ __all__ = [
     "install_as_aiter",
     "load_binding",
     "mla_decode",
+    "mla_decode_reduce",
     "mla_metadata_info",
     "mla_reduce",
+    "mla_reduce_decode",
     "new_sparse_cache",
     "paged_attention",
     "plan_mla_decode",

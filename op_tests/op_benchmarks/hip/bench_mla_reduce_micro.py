@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "python"))
 
 import hipdecode
 from hipdecode import ops, settings, target
-from hipdecode.reduce_tables import BLOCK_TOKENS, adaptive_splits
+from hipdecode.reduce_route import BLOCK_TOKENS, adaptive_splits
 from hipdecode.testing import compare, reference, timing
 from hipdecode.testing.bench_report import IntList, console, write_csv
 from hipdecode.testing.device_clock import WarmDeviceClock

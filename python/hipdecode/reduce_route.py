@@ -2,7 +2,8 @@
 """The route `reduce`: split decode whose pieces a kernel of their own merges, chosen by a table.
 
 `configs/tuned/<family>/mla_decode_reduce.csv` says for which steps it is taken and how the merge
-goes about it; the number of pieces follows from the batch and the machine alone.
+goes about it; the number of pieces follows from the batch and the machine alone. Its columns are
+AITER's, and a row holds for one step or for any number of tokens: no rectangles as elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from . import paths
-from .errors import TableError
+from .dispatch import FAMILIES, DecodeShape, Route, logger, route_mla_decode
+from .errors import BadArgument, TableError
+from .support import check_supported
 
 SPLIT_COUNTS = (1, 2, 4, 8, 16)
 """Pieces that a context can be cut into for `mla_decode_reduce`."""
@@ -173,3 +176,124 @@ def _parse_row(where: str, number: int, line: str) -> ReduceRow:
             f"or without, got {kernel or 'an empty cell'}"
         )
     return row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReduceShape:
+    """All that may influence the route, host integers and words only.
+
+    Attributes:
+        family: whose table answers.
+        compute_units: compute units of the device (threads on a CPU).
+        batch: requests, padding included.
+        nhead: query heads of this rank.
+        q_len: query tokens per request.
+        q_dtype: dtype name of q.
+        kv_dtype: dtype name of the KV cache.
+        page_size: tokens per page.
+        head_dim_qk: columns of q and of the cache.
+        kv_lora_rank: columns of V in the cache.
+        v_head_dim: columns of the output.
+        num_splits: the caller's own number of pieces; None: that of `adaptive_splits`.
+    """
+
+    family: str
+    compute_units: int
+    batch: int
+    nhead: int
+    q_len: int
+    q_dtype: str
+    kv_dtype: str
+    page_size: int = 1
+    head_dim_qk: int = 576
+    kv_lora_rank: int = 512
+    v_head_dim: int = 512
+    num_splits: int | None = None
+
+    def ordinary(self, kv_len: int | None) -> Route:
+        """How the same step is decoded where this route does not take it."""
+        return route_mla_decode(
+            DecodeShape(
+                family=self.family,
+                compute_units=self.compute_units,
+                batch=self.batch,
+                nhead=self.nhead,
+                q_len=self.q_len,
+                kv_len=kv_len,
+                q_dtype=self.q_dtype,
+                kv_dtype=self.kv_dtype,
+                page_size=self.page_size,
+                head_dim_qk=self.head_dim_qk,
+                head_dim_v=self.kv_lora_rank,
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReduceRoute:
+    """Whether the route takes a step, how, and why.
+
+    Attributes:
+        num_splits: pieces of each context.
+        batch: partials that a lane has on their way; None: the route does not take the step.
+        vec: columns that a lane reads as one.
+        reason: the row, or what was expected and what came.
+    """
+
+    num_splits: int
+    batch: int | None
+    vec: int
+    reason: str
+
+
+@lru_cache(maxsize=8192)
+def route_mla_reduce(shape: ReduceShape) -> ReduceRoute:
+    """Choose whether and how a step is split and merged; equal shapes give equal routes.
+
+    Raises:
+        BadArgument: a field makes no sense for any kernel.
+        UnsupportedShape: no kernel for this shape.
+        TableError: the family's table is broken.
+    """
+    if shape.family not in FAMILIES or min(shape.compute_units, shape.batch, shape.nhead) < 1:
+        raise BadArgument(f"family, compute_units, batch, nhead: expected a step, got {shape}")
+    check_supported(
+        nhead=shape.nhead,
+        q_len=shape.q_len,
+        dtypes=(shape.q_dtype, shape.kv_dtype),
+        head_dims=(shape.head_dim_qk, shape.kv_lora_rank),
+        page_size=shape.page_size,
+    )
+    splits = shape.num_splits or adaptive_splits(shape.batch, shape.compute_units)
+    row, reason = None, _mismatch(shape, splits)
+    if not reason:
+        table = load_reduce_table(shape.family)
+        key = (
+            shape.compute_units, shape.batch, shape.nhead, shape.kv_lora_rank, shape.v_head_dim,
+            splits,
+        )  # fmt: skip
+        row = table.find(*key)
+        words = ("compute units", "tokens", "heads", "kv_lora_rank", "v_head_dim", "splits")
+        step = ", ".join(f"{value} {word}" for word, value in zip(words, key, strict=True))
+        if row is None:
+            reason = f"{table.label} has no row for {step}"
+        else:
+            whose = "any number of tokens" if row.token == ANY_TOKEN else "exactly this step"
+            reason = f"{table.label}:{row.line}: {row.reduce_kernel} for {whose}: {step}"
+    batch, vec = row.batch_and_vec if row else (None, 1)
+    found = ReduceRoute(num_splits=splits, batch=batch, vec=vec, reason=reason)
+    logger.info("mla_reduce_decode: %s: %s", "reduce" if row else "ordinary decode", reason)
+    return found
+
+
+def _mismatch(shape: ReduceShape, splits: int) -> str:
+    """What of a step no row could make right; empty where nothing is."""
+    for name, got, expected in (
+        ("q_len", shape.q_len, (1,)),
+        ("page_size", shape.page_size, (1,)),
+        ("v_head_dim", shape.v_head_dim, (shape.kv_lora_rank,)),
+        ("num_splits", splits, SPLIT_COUNTS),
+    ):
+        if got not in expected:
+            return f"{name}: expected {' or '.join(map(str, expected))}, got {got}"
+    return ""

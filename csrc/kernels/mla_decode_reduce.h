@@ -23,21 +23,24 @@ struct MlaDecodeReduce {
   static_assert(kAhead <= kSplits);
 
   static TILE_FN void run(const Params& p, tile::Block block, Shared&) {
-    // stage 0: a wave takes columns of one head of one request
-    const uint32_t parts = (p.head_dim_v + Strip::kColumns - 1) / Strip::kColumns;
+    // stage 0: a block takes columns of one head of one request. Many blocks: launches that follow
+    // each other are then spread evenly
+    const int32_t columns = Strip::kColumns * block.waves();
+    const uint32_t parts = (p.head_dim_v + columns - 1) / columns;
     const uint32_t units = static_cast<uint32_t>(p.batch) * p.nhead * parts;
     TILE_ROLLED
-    for (uint32_t unit = block.index() * block.waves() + block.wave(); unit < units;
-         unit += block.count() * block.waves()) {
+    for (uint32_t unit = block.index(); unit < units; unit += block.count()) {
       const int32_t vector = quotient(static_cast<int32_t>(unit), static_cast<int32_t>(parts));
       const int32_t request = quotient(vector, p.nhead), head = vector - request * p.nhead;
-      merge(p, request, head, static_cast<int32_t>(unit - vector * parts) * Strip::kColumns);
+      const auto part = static_cast<int32_t>(unit - vector * parts);
+      merge(p, request, head, part * columns + block.wave() * Strip::kColumns);
     }
   }
 
   /// stage 1: one wave merges the columns from `column` on.
   static TILE_FN void merge(const Params& p, int32_t request, int32_t head, int32_t column) {
     tile::await_earlier_launches();
+    if (column >= p.head_dim_v) return;
     const int32_t begin = p.kv_indptr[request], end = p.kv_indptr[request + 1];
     int32_t row = request;
     if (p.qo_indptr != nullptr) {

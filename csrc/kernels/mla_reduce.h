@@ -52,9 +52,9 @@ struct MlaReduce {
       if constexpr (!tile::kStripsPay)
         merge_tile<tile::Row<kColumns>, kColumns, tile::kMergeAhead>(p, tile, wave % team, team);
       else if (vectors && tile.count <= kFewPartials)
-        merge_tile<tile::Strip<4>, tile::Strip<4>::kColumns, 4>(p, tile, wave % team, team);
+        merge_tile<tile::Strip<4, 4>, tile::Strip<4, 4>::kColumns, 4>(p, tile, wave % team, team);
       else
-        merge_tile<tile::Strip<1>, tile::Strip<1>::kColumns, 16>(p, tile, wave % team, team);
+        merge_tile<tile::Strip<1, 4>, tile::Strip<1, 4>::kColumns, 16>(p, tile, wave % team, team);
     }
   }
 

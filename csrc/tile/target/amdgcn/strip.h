@@ -11,15 +11,15 @@ namespace hipdecode::tile {
 /// Whether rows whose addresses allow it are merged faster by strips than by Row.
 inline constexpr bool kStripsPay = false;
 
-/// Columns of a row that a wave merges together: kVec neighbours a lane, read and written as one,
-/// so that counts are multiples of kVec. Addresses need be no more than an element's.
-template <int kVec>
+/// Columns of a row that a wave merges together: kEach times kVec neighbours a lane, read and
+/// written as one, so that counts are multiples of kVec. Addresses need be no more than an
+/// element's.
+template <int kVec, int kEach = 1>
 class Strip {
   typedef float Values __attribute__((ext_vector_type(kVec)));
   typedef float Floats __attribute__((ext_vector_type(kVec), aligned(4)));
   typedef __bf16 Bfloats __attribute__((ext_vector_type(kVec), aligned(2)));
   typedef _Float16 Halves __attribute__((ext_vector_type(kVec), aligned(2)));
-  static constexpr int kEach = 2;  // vectors of a lane
 
  public:
   static constexpr int kColumns = kEach * kVec * kLanes;

@@ -11,10 +11,9 @@ namespace hipdecode::tile {
 /// Whether rows whose addresses allow it are merged faster by strips than by Row.
 inline constexpr bool kStripsPay = true;
 
-/// Columns of a row that a wave merges together: kVec neighbours a lane, read and written as one,
-/// so that addresses and counts are multiples of kVec elements. A lane has kEach such vectors: many
-/// small blocks take longer to launch than to run.
-template <int kVec>
+/// Columns of a row that a wave merges together: kEach times kVec neighbours a lane, read and
+/// written as one, so that addresses and counts are multiples of kVec elements.
+template <int kVec, int kEach = 2>
 class Strip {
   struct alignas(kVec * sizeof(float)) Floats {
     float at[kVec];
@@ -22,7 +21,6 @@ class Strip {
   struct alignas(kVec * sizeof(uint16_t)) Halves {
     uint16_t at[kVec];
   };
-  static constexpr int kEach = 4;
 
  public:
   static constexpr int kColumns = kEach * kVec * kLanes;

@@ -11,6 +11,7 @@ import click
 
 from hipdecode import target as targets
 from hipdecode.cli.route_paged import PagedSizes, answer_paged, paged_options
+from hipdecode.cli.route_reduce import explain_reduce, reduce_as_json, route_reduce
 from hipdecode.dispatch import DecodeShape, Route, route_mla_decode
 from hipdecode.models import find_model, split_dtypes
 from hipdecode.sparse_route import (
@@ -25,7 +26,7 @@ from hipdecode.tables import gain_pct
 @click.command()
 @click.option(
     "--op",
-    type=click.Choice(["mla_decode", "sparse_mla_decode", "paged_attention"]),
+    type=click.Choice(["mla_decode", "mla_reduce_decode", "sparse_mla_decode", "paged_attention"]),
     help="[mla_decode, or what the model runs]",
 )
 @click.option("--format", "form", type=click.Choice(FORMAT_NAMES), help="Of sparse. [v32]")
@@ -125,7 +126,16 @@ def command(
         num_splits=num_splits,
         tile_rows=tile_rows,
     )
-    route = route_mla_decode(shape)
+    if op == "mla_reduce_decode":
+        reduced, ordinary = route_reduce(shape)
+        if ordinary is None:
+            click.echo(
+                reduce_as_json(shape, reduced) if as_json else explain_reduce(shape, reduced)
+            )
+            return
+        route = ordinary
+    else:
+        route = route_mla_decode(shape)
     click.echo(_as_json(shape, route) if as_json else explain(shape, route))
 
 

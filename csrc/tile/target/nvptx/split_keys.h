@@ -5,7 +5,7 @@
 
 #include "../../concepts.h"
 #include "key_ring.h"
-#include "output.h"
+#include "merged_output.h"
 #include "products.h"
 #include "queries.h"
 #include "running_rows.h"
@@ -25,7 +25,6 @@ class SplitKeys {
   static constexpr int kGroups = 2, kGroupWaves = 4, kGroupThreads = kGroupWaves * kLanes;
   static constexpr int kFetchWaves = 4 / kGroups;
   static constexpr int kBlocks = Shape::kHeadDimV / 64;  // of the output's columns
-  static constexpr int kTurns = kBlocks > 1 ? 2 : 1, kPart = kBlocks / kTurns;  // of the merge
   using Layout = Keys<Shape::kHeadDimQk, Shape::kKvDType>;
   using Q = Queries<Layout, Shape::kHeadDimQk, Shape::kQDType, kRows>;
   using Rows = RunningRows<kRows, Layout::kOperand>;
@@ -33,17 +32,16 @@ class SplitKeys {
   static constexpr int kBatch = kSteps % 4 != 0 || (kSteps % 6 == 0 && kRows < 32) ? 6 : 4;
   using Scores = ScoreProduct<Layout, Shape::kHeadDimQk, kRows, kBatch>;
   using Values = ValueProduct<Layout, kRows, kBlocks>;
-  static constexpr int kExchangeBytes = kPart * kRows * 64 * 4;
-  static constexpr int kWeightBytes = Layout::kTokens * kRows * 2;
+  using Merged = MergedOutput<Layout, Shape::kHeadDimV>;
+  static constexpr int kWeightBytes = Layout::kTokens / 8 * kChunkBytes<kRows>;
   static constexpr int kMostBytes = 226 * 1024;  // of group memory, of which 1 KB for small things
-  static constexpr int kQueryBytes = Q::kBytes > kExchangeBytes ? Q::kBytes : kExchangeBytes;
+  static constexpr int kQueryBytes = Q::kBytes > sizeof(Merged) ? Q::kBytes : sizeof(Merged);
   static constexpr int kFreeBytes =
       kMostBytes - kQueryBytes - kGroups * kWeightBytes - kGroups * kRows * (kGroupWaves + 2) * 4;
   static constexpr int kFit = kFreeBytes / (kGroups * (Layout::kBytes + 256));
   static constexpr int kSlots = kFit > 4 ? 4 : kFit;
   static_assert(kSlots >= 1);
   using Ring = KeyRing<Layout, kSlots, kFetchWaves, kGroupWaves, true>;
-  static_assert(sizeof(RowEnds<kRows>) <= kWeightBytes);
   // barriers, of which 0 is the block's; a warpgroup's own are 1 and 2
   enum Barrier { kEverybody = 1 + kGroups, kOpened, kOpenedToAll };
 
@@ -54,7 +52,7 @@ class SplitKeys {
     Ring rings[kGroups];
     union alignas(128) {
       unsigned char queries[Q::kBytes];
-      float4 exchange[kExchangeBytes / 16];
+      Merged merged;
     };
     alignas(128) unsigned char weights[kGroups][kWeightBytes];
     float4 by_wave[kGroups][kRows];  // maxima, at last sums
@@ -125,10 +123,11 @@ class SplitKeys {
     const bool lost[2] = {ring.is_missing(cursor_.slot, token),
                           ring.is_missing(cursor_.slot, token + 8)};
     const int first = group_ * Layout::kTokens + token;
+    const int own = lane() % kRows;  // each lane asks for one row
+    const int own_end = visible(own < query_rows_ ? own : query_rows_ - 1);
 #pragma unroll
     for (int v = 0; v < Rows::kValues; ++v) {
-      const int row = Rows::row_of(v);
-      const int end = visible(row < query_rows_ ? row : query_rows_ - 1);
+      const int end = __shfl_sync(~0u, own_end, Rows::row_of(v));
       hide(v, lost[0] || first >= end, lost[1] || first + 8 >= end);
     }
   }
@@ -175,28 +174,26 @@ class SplitKeys {
   template <class Target>
   TILE_FN void store(int rows, const Target& target, float value_scale) {
     if (fetches_) return;
-    merge_rows(rows, target, value_scale);
+    if (wave_ == 0) s_.bases[group_][Rows::own_row()] = rows_.own_base();
 #pragma unroll
-    for (int turn = 0; turn < kTurns; ++turn) {
-      if (group_ != turn) give_part(turn);
-      meet_all();
-      if (group_ == turn) take_part(turn);
-      meet_all();
+    for (int v = 0; v < Rows::kValues; ++v) {
+      const float sum = rows_.sum(v);
+      if (lane() < 4) reinterpret_cast<float*>(&s_.by_wave[group_][Rows::row_of(v)])[wave_] = sum;
     }
-    if (group_ >= kTurns) return;
-    // what runs once comes from DRAM: the code that writes is there once
-    Part part;
 #pragma unroll
-    for (int block = 0; block < kPart; ++block)
-#pragma unroll
-      for (int i = 0; i < kRows / 2; ++i)
-        part[block][i] = group_ == 0 ? output_[block][i] : output_[kBlocks - kPart + block][i];
-    Output<Layout, kPart, kRows>::store(part, ends(), group_ * kPart * 64, wave_);
+    for (int first = 0; first < kRows; first += Merged::kRows) {
+      meet_all();  // nobody reads any more what is overwritten
+      s_.merged.lay_down(output_, first, group_, wave_);
+      const auto end = end_of(first + lane() % Merged::kRows, rows, target, value_scale);
+      meet_all();
+      TILE_ROLLED
+      for (int row = 0; row < Merged::kRows; row += kGroups * kGroupWaves)
+        s_.merged.write(row + group_ * kGroupWaves + wave_, end);
+    }
+    meet_all();
   }
 
  private:
-  using Part = float[kPart][kRows / 2];
-
   /// The next tile's pages are looked up meanwhile.
   TILE_FN void bring(const Tokens& tokens) {
     s_.rings[group_].fill(cursor_, wave_, tokens.key, own_count(tokens));
@@ -237,61 +234,33 @@ class SplitKeys {
     }
   }
 
-  /// Brings both warpgroups' rows to one base, writes the LSE and normalises.
+  /// Where a row goes and what brings both warpgroups' to one base and normalises: each lane has a
+  /// row. The wave that writes a row writes its LSE.
   template <class Target>
-  TILE_FN void merge_rows(int rows, const Target& target, float value_scale) {
-    if (wave_ == 0) s_.bases[group_][Rows::own_row()] = rows_.own_base();
+  TILE_FN typename Merged::End end_of(int row, int rows, const Target& target, float value_scale) {
+    typename Merged::End end{};
+    if (row >= rows) return end;
+    const RowTarget to = target(row);
+    const float most = fmaxf(s_.bases[0][row], s_.bases[1][row]);
+    float total = 0;
 #pragma unroll
-    for (int v = 0; v < Rows::kValues; ++v) {
-      const float sum = rows_.sum(v);
-      if (lane() < 4) reinterpret_cast<float*>(&s_.by_wave[group_][Rows::row_of(v)])[wave_] = sum;
+    for (int group = 0; group < kGroups; ++group) {
+      const float base = s_.bases[group][row];
+      const float4 waves = s_.by_wave[group][row];
+      end.scales[group] = base == most ? 1.0f : exp2(base - most);
+      total += end.scales[group] * (waves.x + waves.y + waves.z + waves.w);
     }
-    meet_all();
-    const int row = group_ * kGroupThreads + wave_ * kLanes + lane();
-    if (row < kRows) {
-      float total = 0, factors[kGroups];
-      const float most = fmaxf(s_.bases[0][row], s_.bases[1][row]);
+    const float log2_sum = log2(total);
+    if (to.lse != nullptr && to.o != nullptr && group_ == 0 && wave_ == 0 && lane() < Merged::kRows)
+      *to.lse = row_lse(most, total, log2_sum);
+    float scale = row_scale(total, value_scale);
+    if (to.sink != -kInfinity && total != 0)
+      scale *= share_beside(to.sink, most + log2_sum, [](float x) { return exp2(x); });
 #pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
-        const float base = s_.bases[group][row];
-        const float4 waves = s_.by_wave[group][row];
-        factors[group] = base == most ? 1.0f : exp2(base - most);
-        total += factors[group] * (waves.x + waves.y + waves.z + waves.w);
-      }
-#pragma unroll
-      for (int group = 0; group < kGroups; ++group)
-        ends().scale[group][row] = factors[group] * row_scale(total, value_scale);
-      ends().set(row, rows, target, most, total);
-    }
-    meet_all();
-#pragma unroll
-    for (int v = 0; v < Rows::kValues; ++v) scale_row(v, ends().scale[group_][Rows::row_of(v)]);
-  }
-
-  /// Of a work that is over: where its weights were.
-  TILE_FN RowEnds<kRows>& ends() const { return *reinterpret_cast<RowEnds<kRows>*>(s_.weights[0]); }
-
-  TILE_FN float4* exchanged(int block, int quad) const {
-    return &s_.exchange[(block * (kRows / 8) + quad) * kGroupThreads + wave_ * kLanes + lane()];
-  }
-  TILE_FN void give_part(int turn) {
-#pragma unroll
-    for (int block = 0; block < kPart; ++block)
-#pragma unroll
-      for (int quad = 0; quad < kRows / 8; ++quad) {
-        const float* from = &output_[turn * kPart + block][4 * quad];
-        *exchanged(block, quad) = float4{from[0], from[1], from[2], from[3]};
-      }
-  }
-  TILE_FN void take_part(int turn) {
-#pragma unroll
-    for (int block = 0; block < kPart; ++block)
-#pragma unroll
-      for (int quad = 0; quad < kRows / 8; ++quad) {
-        const float4 from = *exchanged(block, quad);
-        float* to = &output_[turn * kPart + block][4 * quad];
-        to[0] += from.x, to[1] += from.y, to[2] += from.z, to[3] += from.w;
-      }
+    for (float& of_group : end.scales) of_group *= scale;
+    end.o = reinterpret_cast<uint64_t>(to.o);
+    end.type = to.type;
+    return end;
   }
 
   Shared& s_;

@@ -74,17 +74,23 @@ struct KeyRing {
   /// reads as zeros.
   template <class Element>
   TILE_FN void fill(Cursor& cursor, int wave, const KeyRef<Element>& key, int count) {
+    const int own = count - wave * kShare;
+    const bool asked = lane() < kShare && lane() < own;
+    const uint32_t to = shared_address(keys[cursor.slot]) + wave * kShare * Keys::kPitch;
+    const bool late = kOnce && !empty[cursor.slot].passed(cursor.parity ^ 1);
+    if (late) bring_near(key, asked);
+    empty[cursor.slot].wait(cursor.parity ^ 1);
+    // while the page may still be on its way
+    if (own < kShare) clear(to, own > 0 ? own * Keys::kPitch : 0, kShare * Keys::kPitch);
     const auto row = reinterpret_cast<uint64_t>(static_cast<const Element*>(key));
-    const bool asked = lane() < kShare && wave * kShare + lane() < count;
     const uint32_t found = __ballot_sync(~0u, asked && row != 0);
     const uint32_t lost = __ballot_sync(~0u, asked && row == 0);
-    if (kOnce && !empty[cursor.slot].passed(cursor.parity ^ 1)) bring_near(row, found);
-    empty[cursor.slot].wait(cursor.parity ^ 1);
-    const uint32_t to = shared_address(keys[cursor.slot]) + wave * kShare * Keys::kPitch;
-    if (found != kAll) {
-      if (lane() < kShare && (found >> lane() & 1) == 0) clear(to + lane() * Keys::kPitch);
-      __syncwarp();
+    TILE_ROLLED
+    for (uint32_t left = lost; left != 0; left &= left - 1) {
+      const int n = __ffs(static_cast<int>(left)) - 1;
+      clear(to, n * Keys::kPitch, (n + 1) * Keys::kPitch);
     }
+    __syncwarp();
     Gate& gate = full[cursor.slot];
     if (lane() == 0) {
       missing[cursor.slot][wave] = lost;
@@ -126,7 +132,10 @@ struct KeyRing {
  private:
   /// While there is no room for them the rows wait in the L2. Those that follow one another, as in
   /// a page, are asked for at once, which DRAM answers faster than the row by row of a copy.
-  static TILE_FN void bring_near(uint64_t row, uint32_t found) {
+  template <class Element>
+  static TILE_FN void bring_near(const KeyRef<Element>& key, bool asked) {
+    const auto row = reinterpret_cast<uint64_t>(static_cast<const Element*>(key));
+    const uint32_t found = __ballot_sync(~0u, asked && row != 0);
     const uint64_t first = __shfl_sync(~0u, row, 0);
     const bool follows = lane() >= kShare || row == first + lane() * Keys::kRowBytes;
     if (__all_sync(~0u, found == kAll && follows)) {
@@ -136,10 +145,11 @@ struct KeyRing {
     }
   }
 
-  static TILE_FN void clear(uint32_t row) {
-#pragma unroll 1
-    for (int i = 0; i < Keys::kRowBytes; i += 16)
-      asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(row + i), "r"(0) : "memory");
+  /// Zeroes bytes [begin, end) of a slot's share.
+  static TILE_FN void clear(uint32_t to, int begin, int end) {
+#pragma unroll 2
+    for (int i = begin + lane() * 16; i < end; i += kLanes * 16)
+      asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(to + i), "r"(0) : "memory");
   }
 };
 

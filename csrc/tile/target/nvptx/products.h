@@ -16,9 +16,10 @@
 namespace hipdecode::tile::nvptx {
 
 /// Where 8 neighbouring depths of row r of an operand of kRows rows begin: core matrices of 8 rows
-/// by 16 bytes, rows first.
+/// by 16 bytes, rows first; where there is room, so far apart that the chunks of a row, written at
+/// once, lie in different banks.
 template <int kRows>
-constexpr int kChunkBytes = kRows * 16;
+constexpr int kChunkBytes = kRows * 16 + (kRows < 64 ? 16 : 0);
 
 /// scores = keys x queries^T over the whole depth: 64 tokens, 16 a wave, by N of the kQueryRows
 /// query rows.

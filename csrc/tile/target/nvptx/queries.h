@@ -16,7 +16,8 @@ template <class Keys, int kHeadDim, abi::DType kType, int kRows>
 struct Queries {
   static constexpr bool kScaled = kType == abi::DType::bf16 && Keys::kFp8;
   static constexpr int kChunks = kHeadDim / 8;
-  static constexpr int kBytes = kRows * kHeadDim * 2;
+  static constexpr int kBytes =
+      Keys::kSwizzled ? kRows * kHeadDim * 2 : kChunks * kChunkBytes<kRows>;
   static_assert(kIsFp8<kType> ? Keys::kFp8 : Keys::kFp8 || kType == Keys::kOperand);
 
   /// Loads rows below `rows`, zeros for the others; waves share them. A wave takes several rows at

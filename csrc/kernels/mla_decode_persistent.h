@@ -17,9 +17,9 @@ struct MlaDecodePersistent {
 
   /// Tokens of a work; the last page of a request may be part full.
   static TILE_FN int32_t work_tokens(const Params& p, const abi::WorkItem& work) {
-    const int64_t pages = clamp(int64_t{work.kv_end} - work.kv_start, 0, p.num_kv_indices);
-    const bool holds_tail = work.kv_offset == 0 && pages > 0;
-    return tokens_of(p, pages, holds_tail ? last_page(p, work.batch) : p.page_size);
+    const bool holds_tail = work.kv_offset == 0 && work.kv_end > work.kv_start;
+    return tokens_of(p, work.kv_start, work.kv_end,
+                     holds_tail ? last_page(p, work.batch) : p.page_size);
   }
 
   static TILE_FN void run(const Params& params, tile::Block block, Shared& shared) {

@@ -68,6 +68,10 @@ void launch_hk(const runtime::Kernel& kernel, abi::MlaDecodeParams& p, const Spl
                     partials * head_dim_v, ", ", partials, " and ", counters,
                     " elements when num_splits is ", p.num_splits, ", got ", memory.outputs, ", ",
                     memory.lses, " and ", memory.counters);
+    constexpr uintptr_t kAlignment = 16;  // elements are read four at a time
+    HIPDECODE_CHECK(reinterpret_cast<uintptr_t>(memory.partial_o) % kAlignment == 0,
+                    "partial_output: expected an address divisible by ", kAlignment, ", got ",
+                    memory.partial_o, "; pass a tensor of its own");
     p.partial_o = memory.partial_o;
     p.partial_lse = memory.partial_lse;
     p.arrivals = memory.arrivals;

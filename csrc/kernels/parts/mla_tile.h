@@ -55,9 +55,18 @@ TILE_FN int32_t last_page(const abi::MlaDecodeParams& p, int64_t request) {
   return full ? p.page_size : clamp32(p.kv_last_page_lens[request], 0, p.page_size);
 }
 
-/// Tokens of `pages` pages of which the last holds `last`.
-TILE_FN int32_t tokens_of(const abi::MlaDecodeParams& p, int64_t pages, int32_t last) {
-  return pages == 0 ? 0 : clamp32((pages - 1) * p.page_size + last, 0, kMaxTokens);
+/// Tokens of entries [first, end) of the page table, of which the last page holds `last`.
+TILE_FN int32_t tokens_of(const abi::MlaDecodeParams& p, int32_t first, int32_t end, int32_t last) {
+  // all in 32 bits: the first key waits for it
+  const uint32_t known =
+      p.num_kv_indices < kMaxTokens ? static_cast<uint32_t>(p.num_kv_indices) : kMaxTokens;
+  const uint32_t most = (static_cast<uint32_t>(kMaxTokens) >> p.page_bits) + 1;
+  uint32_t pages = static_cast<uint32_t>(end) - static_cast<uint32_t>(first);
+  if (pages > known) pages = known;
+  if (pages > most) pages = most;
+  if (end <= first || pages == 0) return 0;
+  const uint32_t tokens = (pages - 1 << p.page_bits) + static_cast<uint32_t>(last);
+  return static_cast<int32_t>(tokens < kMaxTokens ? tokens : kMaxTokens);
 }
 
 /// How many tokens of a range packed row r may see: non-decreasing in r.
@@ -167,7 +176,7 @@ struct MlaTile {
             .count = keys.end - keys.begin,
             .begin = static_cast<uint32_t>(rows.begin),
             .nhead = static_cast<uint32_t>(p.nhead),
-            .causal = p.causal != 0,
+            .causal = p.causal != 0 && rows.q_len > 1,  // one token sees all
             .first = rows.begin / p.nhead};
   }
 

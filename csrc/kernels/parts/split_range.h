@@ -13,14 +13,18 @@ struct SplitRange {
   int32_t begin, end, used;
 };
 
-/// Cuts `count` keys into at most `num_splits` equal pieces of a multiple of `least` keys: it
-/// follows from the count alone. There is always one split, though it may have no key.
+/// How many keys a piece has where `count` are cut into at most `num_splits` equal pieces of a
+/// multiple of `least`: it follows from the count alone.
+TILE_FN int32_t split_size(int32_t count, int32_t num_splits, int32_t least) {
+  const int32_t all = num_splits * least;
+  return count > 0 ? quotient(count + all - 1, all) * least : least;
+}
+
+/// Cuts `count` keys into pieces of split_size(). There is always one, though it may have no key.
 TILE_FN SplitRange split_range(int32_t count, int32_t num_splits, int32_t split, int32_t least) {
-  const int32_t whole = quotient(count, num_splits);
-  const int32_t even = whole + (whole * num_splits != count);
-  const int32_t chunk = (even > 1 ? even + least - 1 : least) / least * least;
-  const int32_t used = num_splits > 1 && count > 0 ? quotient(count + chunk - 1, chunk) : 1;
-  return {split * chunk, split + 1 < used ? (split + 1) * chunk : count, used};
+  const int32_t size = split_size(count, num_splits, least);
+  const int32_t used = count > size ? quotient(count + size - 1, size) : 1;
+  return {split * size, split + 1 < used ? (split + 1) * size : count, used};
 }
 
 /// Keys of a block where contexts are cut for `mla_decode_reduce`.

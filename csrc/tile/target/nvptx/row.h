@@ -12,6 +12,33 @@ namespace hipdecode::tile {
 /// is divided where many waves merge few rows.
 inline constexpr int kMergeAhead = 4, kMergeParts = 4;
 
+/// Four neighbouring columns of a row, in one lane.
+struct Quad {
+  float values[4];
+
+  /// @param from divisible by 16
+  TILE_FN void load(const float* from) {
+    const float4 four = *reinterpret_cast<const float4*>(from);
+    values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
+  }
+  TILE_FN void add(const Quad& other, float weight) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) values[i] += other.values[i] * weight;
+  }
+  /// destination[i ... i + 3] = values * scale, as bf16, fp16 or fp32.
+  TILE_FN void store(void* destination, int i, float scale, abi::DType type) const {
+    const auto at = reinterpret_cast<uintptr_t>(destination) + i * 2;
+    if (type != abi::DType::fp32 && at % sizeof(uint2) == 0) [[likely]] {
+      *reinterpret_cast<uint2*>(at) =
+          uint2{nvptx::pack_as(values[0] * scale, values[1] * scale, type),
+                nvptx::pack_as(values[2] * scale, values[3] * scale, type)};
+    } else {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) nvptx::store_one(destination, i + n, values[n] * scale, type);
+    }
+  }
+};
+
 /// One row of at most kMost fp32 elements, shared by the lanes of a wave: element i is in lane
 /// i % 32, so that rows may begin anywhere.
 template <int kMost>
@@ -19,6 +46,8 @@ class Row {
   static constexpr int kEach = (kMost + kLanes - 1) / kLanes;
 
  public:
+  using Quad = tile::Quad;
+
   TILE_FN void clear() {
 #pragma unroll
     for (float& value : values_) value = 0;

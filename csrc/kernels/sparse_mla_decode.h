@@ -7,7 +7,7 @@
 #include "../tile/schedule.h"
 #include "parts/attend.h"
 #include "parts/bounds.h"
-#include "parts/lse_merge.h"
+#include "parts/merge_splits.h"
 #include "parts/split_range.h"
 
 namespace hipdecode::kernels {
@@ -36,7 +36,8 @@ struct SparseMlaDecode {
   using Shared = typename Tiles::Shared;
   static constexpr int kWaves = Tiles::kWaves, kRows = Tiles::kRows, kTokens = Tiles::kTokens;
   static constexpr int32_t kMinSplitKeys = 64;
-  static constexpr int32_t kMostKeys = 1 << 24;  // of a list: counted exactly by fp32 as well
+  static constexpr bool kMeets = tile::kBlocksMeet;  // for KernelInfo
+  static constexpr int32_t kMostKeys = 1 << 24;      // of a list: counted exactly by fp32 as well
   static_assert(tile::DecodeTilesOf<Tiles, tile::Block, tile::PackedKeyRef<Shape::kFormat>>,
                 "the target lacks an operation of a decode kernel, see concepts.h");
 
@@ -138,35 +139,54 @@ struct SparseMlaDecode {
         [](int32_t, int32_t count) { return [count](int) { return count; }; });
   }
 
+  /// Which token, heads and split a block has.
+  struct Work {
+    int32_t tile_index, split, token, head, rows;
+
+    TILE_FN Work(const Params& p, tile::Block block)
+        : tile_index(block.index() / p.num_splits),
+          split(block.index() % p.num_splits),
+          token(tile_index / p.row_tiles),
+          head(tile_index % p.row_tiles * kRows),
+          rows(p.nhead - head < kRows ? p.nhead - head : kRows) {}
+  };
+
   static TILE_FN void run(const Params& p, tile::Block block, Shared& shared) {
-    // stage 0: which token, heads and keys
-    const int32_t split = block.index() % p.num_splits, tile_index = block.index() / p.num_splits;
-    const int32_t token = tile_index / p.row_tiles, head = tile_index % p.row_tiles * kRows;
-    if (token >= p.tokens) return;
-    const int32_t rows = p.nhead - head < kRows ? p.nhead - head : kRows;
-    const Slots main = slots_of(p.main, token), extra = slots_of(p.extra, token);
-    const SplitRange keys =
-        split_range(main.count + extra.count, p.num_splits, split, kMinSplitKeys);
-    if (split >= keys.used) return;
-    // stage 1: attend
-    Tiles tiles(shared, block);
-    tiles.load_queries(QueryRow{p, token, head}, rows);
-    attend(p, main, extra, keys.begin, keys.end, tiles);
-    tiles.store(rows, Place{tile::reread(p), token, head, keys.used == 1 ? -1 : split}, 1.0f);
-    if (keys.used == 1) return;
-    if (tile::arrive(tile::reread(p).arrivals + tile_index, keys.used, block) != keys.used - 1)
-      return;
-    // stage 2: the last arriver merges, a wave that computes for each head
-    if (block.wave() >= block.waves()) return;
-    for (int32_t r = block.wave(); r < rows; r += block.waves())
-      merge_row(tile::reread(p), token, head + r, keys.used);
+    const int32_t left = start(p, block, shared);
+    if (left != 0) finish(p, block, left);
   }
 
-  static TILE_FN void merge_row(const Params& p, int32_t token, int32_t head, int32_t used) {
-    merge_partials<tile::Row<Shape::kHeadDimV>, tile::kMergeAhead>(
-        row_of(p, token, head), used, Shape::kHeadDimV, [&](int32_t k) -> Partial {
-          const int64_t at = partial_at(p, token, k) + head;
-          return {p.partial_o + at * Shape::kHeadDimV, p.partial_lse + at};
+  /// The part in which waves may have roles.
+  /// @return splits that are left to be merged, 0: none
+  static TILE_FN int32_t start(const Params& p, tile::Block block, Shared& shared) {
+    // stage 0: which token, heads and keys
+    const Work work(p, block);
+    if (work.token >= p.tokens) return 0;
+    const Slots main = slots_of(p.main, work.token), extra = slots_of(p.extra, work.token);
+    const SplitRange keys =
+        split_range(main.count + extra.count, p.num_splits, work.split, kMinSplitKeys);
+    if (work.split >= keys.used) return 0;
+    // stage 1: attend
+    Tiles tiles(shared, block);
+    tiles.load_queries(QueryRow{p, work.token, work.head}, work.rows);
+    attend(p, main, extra, keys.begin, keys.end, tiles);
+    const int32_t split = keys.used == 1 ? -1 : work.split;
+    tiles.store(work.rows, Place{tile::reread(p), work.token, work.head, split}, 1.0f);
+    return keys.used == 1 ? 0 : keys.used;
+  }
+
+  /// The part in which all waves do the same.
+  /// @param used splits that have left partial results
+  static TILE_FN void finish(const Params& params, tile::Block block, int32_t used) {
+    // stage 2: the splits become one
+    const Work work(params, block);
+    const Params& p = tile::reread(params);
+    merge_splits<Shape::kHeadDimV>(
+        block, p.arrivals + work.tile_index, work.split, used, p.together != 0, work.rows,
+        [&](int32_t r) -> SplitRow {
+          const int64_t at = partial_at(p, work.token, 0) + work.head + r;
+          return {row_of(p, work.token, work.head + r), p.partial_o + at * Shape::kHeadDimV,
+                  p.partial_lse + at, static_cast<uint32_t>(p.nhead)};
         });
   }
 };

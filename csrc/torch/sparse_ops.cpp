@@ -181,7 +181,8 @@ void launch_sparse(const SparseArguments& a, const runtime::Place& place) {
   const int64_t blocks = int64_t{p.tokens} * p.row_tiles * num_splits;
   HIPDECODE_CHECK(blocks <= kMostBlocks, "q, num_splits: expected at most ", kMostBlocks,
                   " tiles of heads x splits, got ", blocks);
-  launch(kernel, p, blocks, place);
+  p.together = num_splits > 1 && blocks <= kernel.most_together();
+  launch(kernel, p, blocks, place, p.together != 0);
 }
 
 void sparse_mla_decode(Tensor q, Tensor cache, Tensor indices, OptionalTensor indptr,

@@ -53,23 +53,27 @@ TILE_FN void merge_share(tile::Block block, const MergeShare& part, int32_t rows
 template <int kHeadDim, class RowAt>
 TILE_FN void merge_splits(tile::Block block, int32_t* arrivals, int32_t split, int32_t used,
                           bool together, int32_t rows, RowAt row_at) {
+  constexpr int kBroad = kHeadDim / (tile::kMergeParts > 1 ? 2 : 1);
+  MergeShare part{used, 0, 1};
+  bool here = false;
   if constexpr (tile::kBlocksMeet) {
     if (together) {
       tile::meet(arrivals, used, block);
-      // few columns at a time where waves would have nothing to do else
+      here = true;
+      part = {used, split, used};
+      // few columns at a time where waves would have little to do else
       constexpr int kWide = kHeadDim / tile::kMergeParts;
       constexpr int kLess = kWide / tile::kMergeParts;
       constexpr int kNarrow = kLess < tile::lanes() ? kWide : kLess;
-      const MergeShare part{used, split, used};
-      if (rows * tile::kMergeParts * 2 <= used * block.waves())
-        merge_share<kHeadDim, kNarrow, tile::kMergeAhead * 4>(block, part, rows, row_at);
-      else
-        merge_share<kHeadDim, kWide, tile::kMergeAhead * 2>(block, part, rows, row_at);
-      return;
+      const int32_t waves = used * block.waves();
+      if (rows * tile::kMergeParts * 2 <= waves)
+        return merge_share<kHeadDim, kNarrow, tile::kMergeAhead * 4>(block, part, rows, row_at);
+      if (rows * tile::kMergeParts <= waves * 2)
+        return merge_share<kHeadDim, kWide, tile::kMergeAhead * 2>(block, part, rows, row_at);
     }
   }
-  if (tile::arrive(arrivals, used, block) == used - 1)
-    merge_share<kHeadDim, kHeadDim, tile::kMergeAhead>(block, {used, 0, 1}, rows, row_at);
+  if (here || tile::arrive(arrivals, used, block) == used - 1)
+    merge_share<kHeadDim, kBroad, tile::kMergeAhead>(block, part, rows, row_at);
 }
 
 }  // namespace hipdecode::kernels

@@ -60,6 +60,29 @@ TILE_FN void store_four(void* destination, int i, const float4& values, abi::DTy
   }
 }
 
+/// Neighbours of a row that fill 16 bytes, to an address that is a multiple of their own size at
+/// least.
+TILE_FN void store_chunk_as(uint64_t to, const float4* from, abi::DType type) {
+  const bool wide = type == abi::DType::fp32;
+  const float4 low = from[0], high = from[wide ? 0 : 1];
+  const uint4 packed = {pack_as(low.x, low.y, type), pack_as(low.z, low.w, type),
+                        pack_as(high.x, high.y, type), pack_as(high.z, high.w, type)};
+  const uint4 bits = {__float_as_uint(low.x), __float_as_uint(low.y), __float_as_uint(low.z),
+                      __float_as_uint(low.w)};
+  const uint4 words = wide ? bits : packed;
+  if (to % sizeof(uint4) == 0) {
+    *reinterpret_cast<uint4*>(to) = words;
+    return;
+  }
+  const uint32_t of[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    auto* halves = reinterpret_cast<uint16_t*>(to) + 2 * i;
+    halves[0] = static_cast<uint16_t>(of[i]);
+    halves[1] = static_cast<uint16_t>(of[i] >> 16);
+  }
+}
+
 /// Four fp8 e4m3fn of a word as fp16, exactly: the lower two, the upper two.
 TILE_FN void widen(uint32_t word, uint32_t& low, uint32_t& high) {
   asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.rn.f16x2.e4m3x2 %0, l;\n"

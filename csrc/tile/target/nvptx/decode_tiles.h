@@ -5,6 +5,7 @@
 
 #include "../../schedule.h"
 #include "split_both.h"
+#include "split_columns.h"
 #include "split_keys.h"
 #include "split_roles.h"
 
@@ -25,7 +26,7 @@ struct TilesOfShape {
 template <class Shape>
   requires kIsPacked<Shape>
 struct TilesOfShape<Shape> {
-  using Type = SplitBoth<Shape>;
+  using Type = SplitColumns<Shape>;
 };
 
 }  // namespace nvptx

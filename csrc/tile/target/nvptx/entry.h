@@ -92,14 +92,32 @@ constexpr int registers_of_roles() {
     return 0;
 }
 
+/// Whether a kernel has a second part, in which all waves do the same.
+template <class Kernel>
+concept Finishes = requires { &Kernel::finish; };
+
+/// From now on a thread has kRegisters, before it had kBefore.
+template <int kBefore, int kRegisters>
+TILE_FN void change_registers() {
+  if constexpr (kRegisters < kBefore)
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+  else if constexpr (kRegisters > kBefore)
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
 /// One branch of run(), with the registers that a thread has there.
 template <class Kernel, int kRegisters, Role kRole>
-TILE_FN void run_as(const typename Kernel::Params& params, typename Kernel::Shared& shared) {
-  if constexpr (kRegisters < registers_at_entry<Kernel>())
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+TILE_FN int32_t run_as(const typename Kernel::Params& params, typename Kernel::Shared& shared) {
+  constexpr int kAtEntry = registers_at_entry<Kernel>();
+  change_registers<kAtEntry, kRegisters>();
+  const Block block(Kernel::Shared::kComputeWaves, kRole);
+  int32_t left = 0;
+  if constexpr (Finishes<Kernel>)
+    left = Kernel::start(params, block, shared);
   else
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-  Kernel::run(params, Block(Kernel::Shared::kComputeWaves, kRole), shared);
+    Kernel::run(params, block, shared);
+  if (left != 0) change_registers<kRegisters, kAtEntry>();
+  return left;
 }
 
 /// Runs a kernel. The role is a constant in each branch: statements of the others fall away.
@@ -108,21 +126,24 @@ TILE_FN void run(const typename Kernel::Params& params, typename Kernel::Shared&
   using Shared = typename Kernel::Shared;
   static_assert(registers_of_roles<Kernel>() <= registers_at_entry<Kernel>() * Kernel::kWaves,
                 "a role would wait for registers that the block does not have");
+  int32_t left = 0;
   if constexpr (HasScoreRole<Shared>) {
     if (threadIdx.x >= (Shared::kComputeWaves + Shared::kScoreWaves) * kLanes)
-      run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared);
+      left = run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared);
     else if (threadIdx.x >= Shared::kComputeWaves * kLanes)
-      run_as<Kernel, Shared::kScoreRegisters, Role::score>(params, shared);
+      left = run_as<Kernel, Shared::kScoreRegisters, Role::score>(params, shared);
     else
-      run_as<Kernel, Shared::kComputeRegisters, Role::compute>(params, shared);
+      left = run_as<Kernel, Shared::kComputeRegisters, Role::compute>(params, shared);
   } else if constexpr (HasRoles<Shared>) {
     if (threadIdx.x >= Shared::kComputeWaves * kLanes)
-      run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared);
+      left = run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared);
     else
-      run_as<Kernel, Shared::kComputeRegisters, Role::compute>(params, shared);
+      left = run_as<Kernel, Shared::kComputeRegisters, Role::compute>(params, shared);
   } else {
     Kernel::run(params, Block(Kernel::kWaves, Role::compute), shared);
   }
+  if constexpr (HasRoles<Shared> && Finishes<Kernel>)
+    if (left != 0) Kernel::finish(params, Block(Kernel::kWaves, Role::compute), left);
 }
 
 }  // namespace nvptx

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../../concepts.h"
 #include "swizzled.h"
@@ -13,16 +14,18 @@ namespace hipdecode::tile::nvptx {
 /// and leave by halves of the value columns, so that a slot fills up again while the rest of it is
 /// still read.
 /// @tparam kStored waves store the keys, else lanes copy them
-template <class Layout, bool kStored = false>
+template <class Layout, int kFetchWaves_ = 4, bool kStored = false>
 struct KeyBlocks {
-  static constexpr int kSlots = 2, kFetchWaves = 4, kShare = Layout::kTokens / kFetchWaves;
+  static constexpr int kSlots = 2, kFetchWaves = kFetchWaves_;
+  static constexpr int kShare = Layout::kTokens / kFetchWaves;
   static constexpr int kPart = 2, kParts = (Layout::kBlocks + kPart - 1) / kPart;
   static constexpr int kHalf = Layout::kValueBlocks / 2;  // blocks
 
   static constexpr int kArrivals = kFetchWaves * (kStored ? 1 : kLanes + 1);
 
   alignas(1024) unsigned char keys[kSlots][Layout::kBytes];
-  alignas(8) uint16_t missing[kSlots][kFetchWaves];  // tokens that do not exist, a bit each
+  using Mask = std::conditional_t<kFetchWaves == 4, uint16_t, uint8_t>;
+  alignas(8) Mask missing[kSlots][kFetchWaves];  // tokens that do not exist, a bit each
   Gate full[kSlots][kParts], empty[kSlots][2];
 
   /// @param waves that release a half

@@ -189,6 +189,10 @@ TILE_FN void store_chunk(uint32_t to, const uint4& words) {
 TILE_FN void prefetch(uint64_t source, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
 }
+/// The same of a line.
+TILE_FN void prefetch_line(uint64_t source) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(source));
+}
 
 /// Four 8x8 matrices of 16-bit words; lane l gives the address of row l % 8 of matrix l / 8.
 TILE_FN void load_matrices(uint32_t (&words)[4], uint32_t address) {

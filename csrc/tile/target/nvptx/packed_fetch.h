@@ -9,141 +9,143 @@
 
 namespace hipdecode::tile::nvptx {
 
-/// One of the waves that fill the slots from packed keys, with every fourth 16 tokens of a pair of
-/// slots. Keys are dequantised on their way through registers, where kAhead loads wait for their
-/// turn, also those of the next pair: a call stores what the one before it has named. Nobody but
-/// the readers fences what is stored, because a fence would wait for these loads.
+/// One of the waves that fill the slots from packed keys, with eight tokens of every slot. Keys are
+/// dequantised on their way through registers, where the next slot's wait: a call stores what the
+/// one before it has named. Nobody but the readers fences what is stored, because a fence would
+/// wait for the loads.
 template <class Layout, KeyFormat kFormat>
 class PackedFetcher {
  public:
-  using Blocks = KeyBlocks<Layout, true>;
+  static constexpr int kWaves = 8;
+  using Blocks = KeyBlocks<Layout, kWaves, true>;
   using Key = PackedKeyRef<kFormat>;
 
   TILE_FN PackedFetcher(Blocks& blocks, int wave) : b_(blocks), wave_(wave) {}
 
-  /// The token of a pair whose key the lane looks up: the lower half of a wave has the first
-  /// slot's.
-  TILE_FN int token() const {
-    return lane() / kShare * Layout::kTokens + wave_ * kShare + lane() % kShare;
-  }
+  /// The token of a slot whose key the lane looks up: four lanes share one.
+  TILE_FN int token() const { return wave_ * kShare + lane() / 4; }
 
-  /// Brings in the tokens of the call before and begins to read `count` tokens of a pair. What does
-  /// not exist reads as zeros.
+  /// Brings in the tokens of the call before and begins to read `count` tokens. What does not exist
+  /// reads as zeros.
   TILE_FN void fetch(const Key& key, int count) {
     const int at_hand = count_;
+    const uint32_t lost = lost_;
+    take(key, count);
     if (at_hand == 0) {
-      take(key, count);
-      aim(0);
+      read_scale();
 #pragma unroll
-      for (int unit = 0; unit < kAhead; ++unit) load(unit);
+      for (int unit = 0; unit < kUnits; ++unit) load(unit);
       return;
     }
-    TILE_ROLLED
-    for (int slot = 0; slot < Blocks::kSlots; ++slot) {
-      if (at_hand <= slot * Layout::kTokens) break;
-      const bool last = at_hand <= (slot + 1) * Layout::kTokens || slot == Blocks::kSlots - 1;
-      scales_[0] = next_scales_[0], scales_[1] = next_scales_[1];
-#pragma unroll
-      for (int unit = 0; unit < kUnits; ++unit) {
-        store(slot, unit);
-        if (unit == kUnits - kAhead) {
-          if (last) take(key, count);
-          aim(last ? 0 : slot + 1);
-        }
-        load((unit + kAhead) % kUnits);
-      }
-      phases_ ^= 1u << slot;
-    }
+    settle();
+    uint32_t scales[4];
+    spread_scale(scales);
+    read_scale();
+    fill(lost, scales);
+    ++turn_;
   }
 
  private:
   using Format = KeyLayout<kFormat>;
   static constexpr int kShare = Blocks::kShare;
   static constexpr bool kApart = kFormat == KeyFormat::v4;  // scales have an address of their own
-  static constexpr int kGroupBlocks = Format::kGroup / 64;
   // A unit is what a wave reads at once, 16 bytes a lane: 64 fp8 of 8 tokens, then the rotary part
   // of 4 tokens.
-  static constexpr int kLatentBlocks = Format::kLatent / 64;
-  static constexpr int kLatentUnits = 2 * kLatentBlocks, kKeyUnits = kLatentUnits + kShare / 4;
-  static constexpr int kAhead =
-      kApart ? 5 : 6;  // loads under way: as many as there are registers for
-  // a slot's units go round a ring of kAhead whole: the last may be nothing
-  static constexpr int kUnits = (kKeyUnits + kAhead - 1) / kAhead * kAhead;
-  static_assert(kShare == 16 && kKeyUnits - kAhead > 0 && Layout::kBlocks == kLatentBlocks + 1);
+  static constexpr int kLatentUnits = Format::kLatent / 64, kUnits = kLatentUnits + kShare / 4;
+  static_assert(kShare == 8 && Layout::kBlocks == kLatentUnits + 1);
   static_assert(Format::kLatent % 64 == 0 && Format::kRopeOffset % 16 == 0);
 
   TILE_FN void take(const Key& key, int count) {
-    const bool asked = token() < count;
+    const int lane = fresh_lane();
+    const bool asked = wave_ * kShare + lane / 4 < count;
     const bool found = asked && key.exists();
     const PackedKey at = key.unchecked();
-    row_ = found ? reinterpret_cast<uint64_t>(at.data) : 0;
-    if constexpr (kApart) apart_ = reinterpret_cast<uint64_t>(at.scales);
-    lost_ = __ballot_sync(~0u, asked && !found);
+    from_ = found ? reinterpret_cast<uint64_t>(at.data) + lane % 4 * 16 : 0;
+    if constexpr (kApart) apart_ = reinterpret_cast<uint64_t>(at.scales) + lane % 4 * 2;
+    // here, so that what is read is an offset away
+    asm volatile("" : "+l"(from_));
+    if (found) {
+      // to the L2 at once: registers ask for it one after another
+      prefetch_line(from_ + lane % 4 * 112);
+      if (512 + lane % 4 * 128 < Format::kDataBytes) prefetch_line(from_ + 512 + lane % 4 * 112);
+    }
+    lost_ = __ballot_sync(~0u, __shfl_sync(~0u, asked && !found, lane * 4 % kLanes)) & 0xff;
     count_ = count;
   }
 
-  /// What is loaded from here on is of slot `slot`. Four lanes share a token, and its scales.
-  TILE_FN void aim(int slot) {
-    aimed_ = slot * kShare;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int from = aimed_ + half * 8 + lane() / 4;
-      const uint64_t row = of_lane(row_, from);
-      from_[half] = row == 0 ? 0 : row + lane() % 4 * 16;
-      if constexpr (kApart)
-        next_scales_[half] = read_half(of_lane(apart_, from) + lane() % 4 * 2, row != 0);
-      else
-        next_scales_[half] = read_word(row + Format::kLatent + lane() % 4 * 4, row != 0);
-    }
+  /// Four lanes share a token's scales, too.
+  TILE_FN void read_scale() {
+    if constexpr (kApart)
+      scale_ = read_half(apart_, from_ != 0);
+    else
+      scale_ = read_word(from_ + Format::kLatent - fresh_lane() % 4 * 12, from_ != 0);
   }
 
   TILE_FN void load(int unit) {
     if (unit < kLatentUnits) {
-      held_[unit % kAhead] = read_chunk(from_[unit % 2] + unit / 2 * 64, from_[unit % 2] != 0);
-    } else if (unit < kKeyUnits) {
-      const uint64_t row = of_lane(row_, aimed_ + (unit - kLatentUnits) * 4 + lane() / 8);
-      held_[unit % kAhead] = read_chunk(row + Format::kRopeOffset + lane() % 8 * 16, row != 0);
-    }
-  }
-
-  TILE_FN void store(int slot, int unit) {
-    if (unit >= kKeyUnits) return;
-    const int block = unit < kLatentUnits ? unit / 2 : kLatentBlocks;
-    if (unit == 0) {
-      b_.empty[slot][0].wait(parity(slot));
-      if (lane() == 0) b_.missing[slot][wave_] = static_cast<uint16_t>(lost_ >> (slot * kShare));
-    }
-    if (unit == 2 * Blocks::kHalf) b_.empty[slot][1].wait(parity(slot));
-    const uint32_t to = shared_address(b_.keys[slot]) + block * kBlockBytes;
-    const uint4 held = held_[unit % kAhead];
-    if (unit < kLatentUnits) {
-      const uint32_t even =
-          to + swizzled(wave_ * kShare + lane() / 4, lane() % 4 * 2) + unit % 2 * (8 * 128);
-      const float scale = scale_of(unit % 2, block);
-      store_chunk(even, scaled(held.x, held.y, scale));
-      store_chunk(even ^ 16, scaled(held.z, held.w, scale));
-      if (unit % 2 == 0) return;
+      held_[unit] = read_chunk(from_ + unit * 64, from_ != 0);
     } else {
-      const int four = unit - kLatentUnits;
-      store_chunk(to + swizzled(wave_ * kShare + four * 4 + lane() / 8, lane() % 8), held);
-      if (unit != kKeyUnits - 1) return;
+      const int lane = fresh_lane();
+      const uint64_t row = of_lane(from_, (unit - kLatentUnits) * 16 + lane / 8 * 4);
+      held_[unit] = read_chunk(row + Format::kRopeOffset + lane % 8 * 16, row != 0);
     }
-    if (block % Blocks::kPart != Blocks::kPart - 1 && block != Layout::kBlocks - 1) return;
-    __syncwarp();
-    if (lane() == 0) b_.full[slot][block / Blocks::kPart].arrive();
   }
 
-  TILE_FN uint32_t parity(int slot) const { return (phases_ >> slot & 1) ^ 1; }
+  /// Waits for all that was asked for: what is asked for from here on would be waited for as well.
+  TILE_FN void settle() {
+#pragma unroll
+    for (uint4& held : held_)
+      asm volatile("" : "+r"(held.x), "+r"(held.y), "+r"(held.z), "+r"(held.w));
+    asm volatile("" : "+r"(scale_));
+  }
 
-  /// The scale of a block's columns: of four lanes each has what two blocks need.
-  TILE_FN float scale_of(int half, int block) const {
-    const uint32_t word = __shfl_sync(~0u, scales_[half], (lane() & ~3) + block / 2);
+  TILE_FN void fill(uint32_t lost, const uint32_t (&scales)[4]) {
+    const int slot = turn_ % Blocks::kSlots, lane = fresh_lane();
+    const uint32_t parity = turn_ / Blocks::kSlots % 2 ^ 1;
+    const uint32_t rows = shared_address(b_.keys[slot]) + wave_ * (kShare * 128);
+    const uint32_t even = rows + swizzled(lane / 4, lane % 4 * 2);
+#pragma unroll
+    for (int unit = 0; unit < kUnits; ++unit) {
+      const int block = unit < kLatentUnits ? unit : kLatentUnits;
+      if (unit == 0) {
+        b_.empty[slot][0].wait(parity);
+        if (lane == 0) b_.missing[slot][wave_] = static_cast<uint8_t>(lost);
+      }
+      if (unit == Blocks::kHalf) b_.empty[slot][1].wait(parity);
+      const uint4 held = held_[unit];
+      if (unit < kLatentUnits) {
+        const float by = scale_of(scales[block / 2], block);
+        store_chunk(even + block * kBlockBytes, scaled(held.x, held.y, by));
+        store_chunk((even ^ 16) + block * kBlockBytes, scaled(held.z, held.w, by));
+      } else {
+        const int token = (unit - kLatentUnits) * 4 + lane / 8;
+        store_chunk(rows + block * kBlockBytes + swizzled(token, lane % 8), held);
+      }
+      load(unit);
+      const bool last = unit == kUnits - 1;
+      if (!last && (unit >= kLatentUnits || block % Blocks::kPart != Blocks::kPart - 1 ||
+                    block / Blocks::kPart == Blocks::kParts - 1))
+        continue;
+      __syncwarp();
+      if (lane == 0) b_.full[slot][block / Blocks::kPart].arrive();
+    }
+  }
+
+  /// Of a token's four lanes each has what two blocks need.
+  TILE_FN void spread_scale(uint32_t (&scales)[4]) const {
+    const int first = fresh_lane() & ~3;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scales[i] = __shfl_sync(~0u, scale_, first + i);
+  }
+
+  /// The scale of a block's columns.
+  static TILE_FN float scale_of(uint32_t word, int block) {
     if constexpr (kApart)
       return Format::scale_value(static_cast<uint8_t>(block % 2 == 0 ? word : word >> 8));
     else
       return Format::scale_value(__uint_as_float(word));
   }
-  static_assert(kApart ? kGroupBlocks == 1 : kGroupBlocks == 2);
+  static_assert(Format::kGroup == (kApart ? 64 : 128));
 
   /// Eight fp8 times a scale, each rounded to bf16 once.
   static TILE_FN uint4 scaled(uint32_t first, uint32_t second, float scale) {
@@ -165,34 +167,10 @@ class PackedFetcher {
   }
 
   Blocks& b_;
-  int wave_, count_ = 0;          // of tokens whose units are at hand
-  uint64_t row_ = 0, apart_ = 0;  // of the token that the lane knows; 0: none
-  uint64_t from_[2] = {};         // of the lane's tokens in the slot that is aimed at
-  int aimed_ = 0;
-  uint32_t phases_ = 0, lost_ = 0, scales_[2] = {}, next_scales_[2] = {};
-  uint4 held_[kAhead] = {};
-};
-
-/// How the keys of a kernel's shape lie in shared memory, and who brings them there.
-template <class Shape>
-struct SwizzledSource {
-  using Layout = SwizzledKeys<Shape::kHeadDimQk, Shape::kHeadDimV, Shape::kKvDType>;
-  using Fetcher = KeyFetcher<Layout>;
-  using Key = KeyRef<typename Storage<Shape::kKvDType>::Type>;
-  // copies that a gate has counted are there for the matrix unit, too
-  static constexpr bool kReaderFences = false;
-  static constexpr int kComputeRegisters = 224, kFetchRegisters = 56;
-};
-template <class Shape>
-  requires kIsPacked<Shape>
-struct SwizzledSource<Shape> {
-  static_assert(Shape::kKvDType == abi::DType::fp8_e4m3fn &&
-                Shape::kExtraDType == abi::DType::fp8_e4m3fn && Shape::kQDType == abi::DType::bf16);
-  using Layout = SwizzledKeys<Shape::kHeadDimQk, Shape::kHeadDimV, abi::DType::bf16>;
-  using Fetcher = PackedFetcher<Layout, Shape::kFormat>;
-  using Key = PackedKeyRef<Shape::kFormat>;
-  static constexpr bool kReaderFences = true;
-  static constexpr int kComputeRegisters = 216, kFetchRegisters = 72;
+  int wave_, count_ = 0;  // of tokens whose units are at hand
+  uint32_t turn_ = 0, lost_ = 0, scale_ = 0;
+  uint64_t from_ = 0, apart_ = 0;  // of the lane's token; 0: none
+  uint4 held_[kUnits] = {};
 };
 
 }  // namespace hipdecode::tile::nvptx

@@ -6,7 +6,6 @@
 #include "../../concepts.h"
 #include "key_blocks.h"
 #include "output.h"
-#include "packed_fetch.h"
 #include "queries.h"
 #include "row_pair.h"
 
@@ -25,10 +24,9 @@ class SplitBoth {
 
  private:
   static constexpr int kGroups = 2, kGroupWaves = 4, kGroupThreads = kGroupWaves * kLanes;
-  using Keys = SwizzledSource<Shape>;
-  using Layout = typename Keys::Layout;
+  using Layout = SwizzledKeys<Shape::kHeadDimQk, Shape::kHeadDimV, Shape::kKvDType>;
   using Q = Queries<Layout, Shape::kHeadDimQk, Shape::kQDType, kRows>;
-  using Fetcher = typename Keys::Fetcher;
+  using Fetcher = KeyFetcher<Layout>;
   using Slots = typename Fetcher::Blocks;
   using Rows = RowPair<Layout::kOperand>;
   static constexpr int kOwnTokens = Layout::kTokens, kColumns = Shape::kHeadDimV / kGroups;
@@ -37,8 +35,7 @@ class SplitBoth {
  public:
   struct Shared {
     static constexpr int kComputeWaves = kGroups * kGroupWaves;
-    static constexpr int kComputeRegisters = Keys::kComputeRegisters;
-    static constexpr int kFetchRegisters = Keys::kFetchRegisters;
+    static constexpr int kComputeRegisters = 224, kFetchRegisters = 56;
     Slots slots;
     alignas(1024) unsigned char queries[Q::kBytes];
     RowEnds<kRows> ends;
@@ -47,7 +44,7 @@ class SplitBoth {
     Gate weighed[kGroups];
   };
 
-  using Tokens = FetchedTokens<typename Keys::Key>;
+  using Tokens = FetchedTokens<KeyRef<KvElement>>;
 
   TILE_FN SplitBoth(Shared& shared, Block block)
       : s_(shared),
@@ -93,10 +90,8 @@ class SplitBoth {
     begin_products();
 #pragma unroll
     for (int block = 0; block < Layout::kBlocks; ++block) {
-      if (block % Slots::kPart == 0) {
+      if (block % Slots::kPart == 0)
         s_.slots.full[group_][block / Slots::kPart].wait(phase(group_));
-        if constexpr (Keys::kReaderFences) publish_operand();
-      }
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         const int at = block * kBlockBytes + step * 32;

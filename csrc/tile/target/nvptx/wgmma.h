@@ -99,14 +99,12 @@ TILE_FN void multiply(float (&d)[kWords], const uint32_t* a, uint64_t b, int add
       "}, %32, %33, p, 1, 1, 0, 0;\n}"                                               \
       : HIPDECODE_F16(d, 0), HIPDECODE_F16(d, 16)                                    \
       : "l"(a), "l"(b), "r"(add))
-#define HIPDECODE_VALUES(type, a_at, b_at, last, ...)                                             \
-  asm volatile(                                                                                   \
-      "{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"                                                  \
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type " {" HIPDECODE_D128 "}, " a_at \
-      ", " b_at ", p, 1, 1, " last ";\n}"                                                         \
-      : HIPDECODE_F64(d, 0), HIPDECODE_F64(d, 64)                                                 \
-      : __VA_ARGS__, "l"(b))
-
+#define HIPDECODE_VALUES(shape, type, d_list, a_at, b_at, last, ...)                        \
+  asm volatile(                                                                             \
+      "{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"                                            \
+      "wgmma.mma_async.sync.aligned." shape "k16.f32." type "." type " {" d_list "}, " a_at \
+      ", " b_at ", p, 1, 1, " last ";\n}"                                                   \
+      : __VA_ARGS__)
 /// d = a x b, or d += where `add`: 64 rows by 64 columns, depths along the columns of both blocks.
 template <abi::DType kType>
 TILE_FN void multiply(float (&d)[32], uint64_t a, uint64_t b, int add) {
@@ -117,28 +115,48 @@ TILE_FN void multiply(float (&d)[32], uint64_t a, uint64_t b, int add) {
   }
 }
 
-/// d += a x b: 64 rows by 256 columns, depths along b's rows; a in registers.
+#define HIPDECODE_N256(type, a_at, b_at, last, ...)                                        \
+  HIPDECODE_VALUES("m64n256", type, HIPDECODE_D128, a_at, b_at, last, HIPDECODE_F64(d, 0), \
+                   HIPDECODE_F64(d, 64) : __VA_ARGS__, "l"(b))
+#define HIPDECODE_N128(type, a_at, b_at, last, ...)                  \
+  HIPDECODE_VALUES("m64n128", type, HIPDECODE_D64, a_at, b_at, last, \
+                   HIPDECODE_F64(d, 0) : __VA_ARGS__, "l"(b))
+
+/// d += a x b: 64 rows by 256 or 128 columns, depths along b's rows; a in registers.
 template <abi::DType kType>
 TILE_FN void add_product(float (&d)[128], const uint32_t* a, uint64_t b) {
   if constexpr (kType == abi::DType::bf16) {
-    HIPDECODE_VALUES("bf16", "{%128, %129, %130, %131}", "%132", "1", "r"(a[0]), "r"(a[1]),
-                     "r"(a[2]), "r"(a[3]));
+    HIPDECODE_N256("bf16", "{%128, %129, %130, %131}", "%132", "1", "r"(a[0]), "r"(a[1]), "r"(a[2]),
+                   "r"(a[3]));
   } else {
-    HIPDECODE_VALUES("f16", "{%128, %129, %130, %131}", "%132", "1", "r"(a[0]), "r"(a[1]),
-                     "r"(a[2]), "r"(a[3]));
+    HIPDECODE_N256("f16", "{%128, %129, %130, %131}", "%132", "1", "r"(a[0]), "r"(a[1]), "r"(a[2]),
+                   "r"(a[3]));
   }
+}
+template <abi::DType kType>
+TILE_FN void add_product(float (&d)[64], const uint32_t* a, uint64_t b) {
+  static_assert(kType == abi::DType::bf16);
+  HIPDECODE_N128("bf16", "{%64, %65, %66, %67}", "%68", "1", "r"(a[0]), "r"(a[1]), "r"(a[2]),
+                 "r"(a[3]));
 }
 
 /// The same of an a in a block.
 template <abi::DType kType>
 TILE_FN void add_product(float (&d)[128], uint64_t a, uint64_t b) {
   if constexpr (kType == abi::DType::bf16) {
-    HIPDECODE_VALUES("bf16", "%128", "%129", "0, 1", "l"(a));
+    HIPDECODE_N256("bf16", "%128", "%129", "0, 1", "l"(a));
   } else {
-    HIPDECODE_VALUES("f16", "%128", "%129", "0, 1", "l"(a));
+    HIPDECODE_N256("f16", "%128", "%129", "0, 1", "l"(a));
   }
 }
+template <abi::DType kType>
+TILE_FN void add_product(float (&d)[64], uint64_t a, uint64_t b) {
+  static_assert(kType == abi::DType::bf16);
+  HIPDECODE_N128("bf16", "%64", "%65", "0, 1", "l"(a));
+}
 
+#undef HIPDECODE_N128
+#undef HIPDECODE_N256
 #undef HIPDECODE_VALUES
 #undef HIPDECODE_SCORES
 #undef HIPDECODE_F64

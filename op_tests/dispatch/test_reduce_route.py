@@ -194,3 +194,13 @@ def test_mla_reduce_decode_gives_none_and_says_why(
 def test_route_has_the_split_counts_of_the_kernels() -> None:
     allowed = registry.default().module("mla_decode_reduce").allowed
     assert {n for entry in allowed for n in entry["num_splits"]} == set(reduce_route.SPLIT_COUNTS)
+
+
+def test_aiter_finds_the_row_of_a_step(own_tables: Path, device: torch.device) -> None:
+    from hipdecode.aiter.mla_decode_reduce import get_mla_decode_reduce_cfg
+
+    _, units = ops.family_and_units(device)
+    row = get_mla_decode_reduce_cfg(units, 9, 16, 512, 512, 4)
+    assert row
+    assert row.batch_and_vec == (2, 4)
+    assert get_mla_decode_reduce_cfg(units, 9, 17, 512, 512, 4) is None

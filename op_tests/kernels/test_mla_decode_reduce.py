@@ -13,6 +13,7 @@ from torch import Tensor
 import hipdecode
 from hipdecode.errors import BadArgument
 from hipdecode.testing import compare, reference
+from hipdecode.testing.calls import captured
 
 NAN, INF = math.nan, math.inf
 FORMS = [
@@ -226,3 +227,39 @@ def test_mla_reduce_decode_takes_any_heads_and_requests_without_rows(
     torch.testing.assert_close(out.float(), want.float(), atol=0.02, rtol=0.02)
     torch.testing.assert_close(lse, want_lse, atol=1e-3, rtol=1e-3)
     assert (out[-1] == 0).all(), "expected a row that no request owns to be zero"
+
+
+def test_mla_decode_reduce_addresses_partials_past_2_to_the_31(target: str) -> None:
+    if not target.startswith("cpu"):
+        pytest.skip("lazily mapped memory: a CPU target runs it")
+    splits, nhead, head_dim_v = 16, 16, 512
+    rows = 2**31 // (splits * nhead * head_dim_v) + 2
+    output = torch.empty(rows * splits, nhead, head_dim_v)  # untouched pages take no memory
+    lse = torch.empty(rows * splits, nhead)
+    indptr = torch.zeros(rows + 1, dtype=torch.int32)
+    indptr[-1] = 65
+    output[-splits], output[1 - splits] = 1.0, 3.0
+    lse[-splits:] = 0.0
+    reduced = torch.full((rows, nhead, head_dim_v), 7.0, dtype=torch.bfloat16)
+    hipdecode.mla_decode_reduce(output, lse, reduced, indptr, rows, 8, 4, splits)
+    assert (reduced[-1] == 2).all()
+    assert (reduced[:-1] == 0).all()
+
+
+def test_mla_decode_reduce_replays_with_other_lengths(device: torch.device) -> None:
+    merges = [Merge(lens, 4, 16, 512) for lens in ([300, 0, 64], [0, 1000, 65], [64, 64, 129])]
+    first = merges[0]
+    output, lse = first.output.to(device), first.lse.to(device)
+    indptr, out = first.indptr().to(device), _out(first, device)
+    call = captured(
+        lambda: hipdecode.mla_decode_reduce(output, lse, out, indptr, 3, 4, 4, 4), device
+    )
+    for merge in merges[1:] + merges[:1]:
+        output.copy_(merge.output)
+        lse.copy_(merge.lse)
+        indptr.copy_(merge.indptr())
+        out.fill_(7.0)
+        call()
+        want = merge.expected()
+        allowed = compare.allowed_output(want, out.dtype, "")
+        compare.assert_close(out, want.o, allowed, what="reduced")

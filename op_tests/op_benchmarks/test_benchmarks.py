@@ -49,6 +49,19 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_bench_mla_reduce_micro_writes_its_columns(tmp_path: Path) -> None:
+    out = tmp_path / "reduce.csv"
+    bounds = ("--tokens", "3", "--batches", "2,4", "--vecs", "1,4", "--kv-len", "300")
+    few = ("--iters", "3", "--warmup", "1", "--rotate", "2", "--csv", str(out))
+    ran = run_script("bench_mla_reduce_micro", *bounds, *few)
+    assert ran.exit_code == 0, ran.output
+    rows = read_rows(out)
+    assert list(rows[0])[:7] == ["T", "kernel", "tiles", "us", "GB/s", "vs_stock", "%peak"]
+    assert rows[0]["kernel"] == "stock"
+    assert rows[0]["vs_stock"] == "1.00"
+    assert all(row["commit"] and float(row["us"]) > 0 for row in rows)
+
+
 @pytest.mark.parametrize("form", ["v32", "v4"])
 def test_bench_sparse_mla_decode_writes_ratio_machine_and_commit(form: str, tmp_path: Path) -> None:
     out = tmp_path / "sparse.csv"

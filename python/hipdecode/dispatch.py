@@ -28,7 +28,7 @@ GROUP_ROWS = 128
 MIN_SPLIT_TOKENS = 256
 MAX_AUTO_SPLITS, MAX_SPLITS = 32, 1024
 HOPPER_ROWS, HOPPER_TOKENS, HOPPER_SPLITS = 64, 128, 64
-"""On sm_90: rows of the largest block, tokens of the least piece, most pieces."""
+"""On sm_90: rows of the largest block, tokens of a tile, most pieces."""
 HOPPER_PARTIALS = 32
 """On sm_90: partial rows per compute unit from which pieces are to have twice the tokens."""
 INVARIANT_SPLITS = 8
@@ -202,15 +202,17 @@ def auto_splits(
 
     Enough to give each compute unit a group of rows, but at least 256 tokens a piece and at most
     32 pieces: beyond that the merge costs more than the idle units. On sm_90, where pieces that
-    run at once merge together, as many as run at once, of about 128 tokens or more, at most 64; of
-    256 where they leave more than 32 partial rows per compute unit to write and to merge.
+    run at once merge together, as many as run at once, of half a tile of 128 tokens or more once
+    there is more than a tile, at most 64; of 256 tokens where they leave more than 32 partial rows
+    per compute unit to write and to merge.
     """
     if family == "sm_90":
         rows = min(tile_rows or HOPPER_ROWS, HOPPER_ROWS)
         fit = compute_units // (batch * _ceil_div(nhead * q_len, rows))
         few = HOPPER_PARTIALS * compute_units // (batch * nhead * q_len)
         long = _ceil_div(kv_len, 2 * HOPPER_TOKENS)
-        return max(1, min(fit, _ceil_div(kv_len, HOPPER_TOKENS), HOPPER_SPLITS, max(few, long)))
+        half_tiles = _ceil_div(kv_len, HOPPER_TOKENS // 2) if kv_len > HOPPER_TOKENS else 1
+        return max(1, min(fit, half_tiles, HOPPER_SPLITS, max(few, long)))
     to_fill = _ceil_div(compute_units, batch * _ceil_div(nhead * q_len, GROUP_ROWS))
     return max(1, min(to_fill, kv_len // MIN_SPLIT_TOKENS, MAX_AUTO_SPLITS))
 

@@ -31,8 +31,7 @@ struct MlaDecodeSplit {
     const int32_t row = p.qo_indptr[request], end_row = p.qo_indptr[request + 1];
     const int32_t first_page = p.kv_indptr[request], end_page = p.kv_indptr[request + 1];
     if (end_row <= row || row < 0 || row >= p.rows_q) return;
-    const int64_t pages = clamp(int64_t{end_page} - first_page, 0, p.num_kv_indices);
-    const int32_t tokens = tokens_of(p, pages, last_page(p, request));
+    const int32_t tokens = tokens_of(p, first_page, end_page, last_page(p, request));
     const SplitRange part = dealt_range(tokens, p.num_splits, split);
     if (split >= part.used) return;
     const int32_t head = (tile_index - request * p.row_tiles) * kRows;

@@ -269,11 +269,13 @@ class PagedTiles {
   }
 
   TILE_FN typename Ring::Stage& stage() const { return s_.rings[team_].stages[stage_]; }
+  /// The lane; where registers are short, what follows from it is not kept in them.
+  static TILE_FN int own_lane() { return kTeamWaves == 1 ? fresh_lane() : lane(); }
   /// Tokens and rows that the thread has scores of.
-  static TILE_FN int first_token() { return Ring::token_at(lane() / 4); }
-  static TILE_FN int second_token() { return Ring::token_at(lane() / 4 + 8); }
+  static TILE_FN int first_token() { return Ring::token_at(own_lane() / 4); }
+  static TILE_FN int second_token() { return Ring::token_at(own_lane() / 4 + 8); }
   TILE_FN int row_of(int t, int side) const {
-    return wave_ * Plan::kWaveRows + 8 * t + lane() % 4 * 2 + side;
+    return wave_ * Plan::kWaveRows + 8 * t + own_lane() % 4 * 2 + side;
   }
 
   static TILE_FN PagedGroup group_of(const Tokens& tokens, int tile) {

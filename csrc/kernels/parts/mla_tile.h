@@ -65,7 +65,7 @@ TILE_FN int32_t tokens_of(const abi::MlaDecodeParams& p, int32_t first, int32_t 
   if (pages > known) pages = known;
   if (pages > most) pages = most;
   if (end <= first || pages == 0) return 0;
-  const uint32_t tokens = (pages - 1 << p.page_bits) + static_cast<uint32_t>(last);
+  const uint32_t tokens = ((pages - 1) << p.page_bits) + static_cast<uint32_t>(last);
   return static_cast<int32_t>(tokens < kMaxTokens ? tokens : kMaxTokens);
 }
 

@@ -108,9 +108,9 @@ struct ValueProduct {
                ? slot + lane() * Keys::kPitch + own
                : slot + (lane() % 8 + lane() / 16 * 8) * Keys::kPitch + own + lane() / 8 % 2 * 16;
     read(0);
-    read(1);
+    if constexpr (kLead > 2) read(1);
     convert(0);
-    if constexpr (kLead > 2) read(2);
+    read(kLead - 1);
   }
 
   template <int kWords>

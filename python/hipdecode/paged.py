@@ -22,7 +22,9 @@ HEAD_DIMS = (128, 64)
 _FN, _FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 _FNUZ_FAMILY = "gfx942"
 
-_routes: dict[object, tuple[PagedRoute, bool]] = {}
+_Choice = tuple[bool, int, int, bool]
+"""The gate holds, num_splits, tile_rows, uint8 is e4m3fnuz: constants to torch.compile."""
+_routes: dict[object, _Choice] = {}
 _MAX_ROUTES = 8192
 
 
@@ -109,19 +111,19 @@ def paged_attention(
     options = options or _PLAIN
     if workspace is not None or not (sm_scale is None or type(sm_scale) is float):
         check_choices(sm_scale, None, workspace)
-    route, fnuz = _route(q, key_cache, value_cache, block_tables, k_scale, out_scale, options)
+    choice = _route(q, key_cache, value_cache, block_tables, k_scale, out_scale, options)
+    mtp, num_splits, tile_rows, fnuz = choice
     if out is None:
         out = torch.empty(q.shape, dtype=out_dtype or q.dtype, device=q.device)
     rows, nhead, head_dim = q.shape
     packed = options.max_seqlen_q * (nhead // key_cache.shape[1])
     counters = block_tables.shape[0] * key_cache.shape[1] * -(-packed // LEAST_ROWS)
-    scratch = split_scratch(q, (rows, nhead, head_dim), route.num_splits, counters, workspace)
+    scratch = split_scratch(q, (rows, nhead, head_dim), num_splits, counters, workspace)
     try:
         torch.ops.hipdecode.paged_attention.default(
             q, key_cache, value_cache, out, lse, block_tables, context_lens, qo_indptr, k_scale,
-            v_scale, out_scale, *scratch, options.max_seqlen_q, route.num_splits,
-            head_dim**-0.5 if sm_scale is None else sm_scale, route.route == "mtp", fnuz,
-            route.tile_rows,
+            v_scale, out_scale, *scratch, options.max_seqlen_q, num_splits,
+            head_dim**-0.5 if sm_scale is None else sm_scale, mtp, fnuz, tile_rows,
         )  # fmt: skip
     except HipdecodeError:
         raise
@@ -164,13 +166,15 @@ def _route(
     k_scale: Tensor | None,
     out_scale: Tensor | None,
     options: PagedOptions,
-) -> tuple[PagedRoute, bool]:
-    """The route of a call, remembered, and whether uint8 is e4m3fnuz; loads its kernel."""
+) -> _Choice:
+    """What runs for a call, remembered; loads its kernel."""
     try:
         facts = (
             q.device, q.dtype, q.shape, key_cache.dtype, key_cache.shape, key_cache.stride(),
             value_cache.stride(), block_tables.shape,
-            None if k_scale is None else k_scale.numel() > 1, out_scale is not None, options,
+            None if k_scale is None else k_scale.numel() > 1, out_scale is not None,
+            options.max_seqlen_q, options.max_seq_len, options.num_splits, options.q_scale,
+            options.route,
         )  # fmt: skip
         if torch.compiler.is_compiling():
             return _prepare(*facts)
@@ -200,8 +204,12 @@ def _prepare(
     table_shape: tuple[int, ...],
     token_scales: bool | None,
     out_scale: bool,
-    options: PagedOptions,
-) -> tuple[PagedRoute, bool]:
+    max_seqlen_q: int,
+    max_seq_len: int | None,
+    num_splits: int | None,
+    q_scale: bool,
+    asked: str | None,
+) -> _Choice:
     family, units = ops.family_and_units(device)
     fnuz = kv_dtype == _FNUZ or (kv_dtype == torch.uint8 and family == _FNUZ_FAMILY)
     if kv_dtype == torch.uint8:
@@ -210,34 +218,33 @@ def _prepare(
     shuffled = len(v_strides) == 5
     column = v_strides[3] == x if shuffled else v_strides[2] == block_size
     capacity = table_shape[1] * block_size
-    most = options.max_seq_len
     shape = PagedShape(
         family=family,
         compute_units=units,
         batch=table_shape[0],
         nhead_kv=nhead_kv,
         gqa=q_shape[1] // nhead_kv,
-        mtp=options.max_seqlen_q,
-        kv_len=capacity if most is None else min(most, capacity),
+        mtp=max_seqlen_q,
+        kv_len=capacity if max_seq_len is None else min(max_seq_len, capacity),
         q_dtype=DTYPE_NAMES.get(q_dtype, str(q_dtype)),
         kv_dtype=DTYPE_NAMES.get(kv_dtype, str(kv_dtype)),
         head_dim=q_shape[2],
         block_size=block_size,
         value_dims=len(v_strides),
         scales="none" if token_scales is None else "token" if token_scales else "tensor",
-        q_scale=options.q_scale,
+        q_scale=q_scale,
         out_scale=out_scale,
-        uniform=q_shape[0] == table_shape[0] * options.max_seqlen_q,
+        uniform=q_shape[0] == table_shape[0] * max_seqlen_q,
         dense=column and tuple(k_strides[2:4]) == (block_size * x, x),
-        num_splits=options.num_splits,
+        num_splits=num_splits,
     )
     route = route_paged_attention(shape)
-    if options.route not in (None, route.route):
-        route = _asked(route, shape, options.route or "")
+    if asked not in (None, route.route):
+        route = _asked(route, shape, asked or "")
     why = "; ".join(text for text in (route.reason, route.table) if text)
     logger.info("%s, %s splits: %s", route.kernel, route.num_splits, why)
     ops.ensure_kernel(_known(route.kernel), device)
-    return route, fnuz
+    return route.route == "mtp", route.num_splits, route.tile_rows, fnuz
 
 
 def _asked(found: PagedRoute, shape: PagedShape, route: str) -> PagedRoute:

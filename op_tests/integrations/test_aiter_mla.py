@@ -169,6 +169,7 @@ assert hipdecode.install_as_aiter() == names
 import aiter
 from aiter import get_mla_metadata_v1, mla_reduce_v1
 from aiter.mla import mla_decode_fwd
+from aiter.mla_decode_reduce import mla_reduce_decode
 assert "aiter.mla.mla_decode_fwd" in names, names
 assert mla_decode_fwd is hipdecode.aiter.mla.mla_decode_fwd
 assert importlib.util.find_spec("aiter") is not None

@@ -14,6 +14,7 @@ from .aiter.paged import register_as_aiter_op
 _HOMES = {
     "aiter": aiter,
     "aiter.mla": aiter.mla,
+    "aiter.mla_decode_reduce": aiter.mla_decode_reduce,
     "aiter.paged_attn": aiter.paged_attn,
 }
 """Module of AITER's -> where its names are here."""

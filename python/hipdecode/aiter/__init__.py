@@ -6,7 +6,7 @@ mla_decode_fwd` work as from `aiter`; `hipdecode.install_as_aiter()` makes them 
 What is not done is refused by the name of the argument that asks for it; nothing is dropped.
 """
 
-from . import mla, paged_attn
+from . import mla, mla_decode_reduce, paged_attn
 from .metadata import get_mla_metadata_info_v1, get_mla_metadata_v1
 from .mla import mla_decode_fwd
 from .paged import pa_fwd_asm, paged_attention_rocm
@@ -20,6 +20,7 @@ __all__ = [
     "hk_mla_v32_decode_fwd",
     "mla",
     "mla_decode_fwd",
+    "mla_decode_reduce",
     "mla_decode_stage1_asm_fwd",
     "mla_reduce_v1",
     "pa_fwd_asm",

@@ -37,8 +37,8 @@ def inputs(target: str, device: torch.device) -> PagedInputs:
     return to_device(make_paged_inputs(for_target(CASE, target)), device)
 
 
-def _op_arguments(i: PagedInputs) -> tuple[object, ...]:
-    """Positional arguments of the registered op, three splits."""
+def _op_arguments(i: PagedInputs, *, fnuz: bool = False) -> tuple[object, ...]:
+    """Positional arguments of the registered op, three splits; `fnuz`: of a cache of bytes."""
     out, lse = torch.zeros_like(i["q"]), torch.zeros(i["q"].shape[:2])
     rows, nhead, head_dim = i["q"].shape
     scratch = (
@@ -48,13 +48,14 @@ def _op_arguments(i: PagedInputs) -> tuple[object, ...]:
     )
     first = (i["q"], i["key_cache"], i["value_cache"], out, lse)
     lists = (i["block_tables"], i["context_lens"], None)
-    fnuz = i["key_cache"].dtype == torch.float8_e4m3fnuz
+    fnuz = fnuz or i["key_cache"].dtype == torch.float8_e4m3fnuz
     return (*first, *lists, i["k_scale"], i["v_scale"], None, *scratch, 2, 3, 0.1, True, fnuz)
 
 
 def test_paged_op_passes_opcheck(inputs: PagedInputs, device: torch.device) -> None:
     if device.type != "cpu":
         pytest.skip("opcheck of host tensors: runs on any CPU machine")
+    fnuz = inputs["key_cache"].dtype == torch.float8_e4m3fnuz
     # it multiplies copies of the inputs, which torch cannot do with fp8, and compares NaN with NaN
     for name in ("key_cache", "value_cache"):
         bits = inputs[name].view(torch.uint8)  # type: ignore[literal-required]
@@ -62,7 +63,7 @@ def test_paged_op_passes_opcheck(inputs: PagedInputs, device: torch.device) -> N
     for name in ("k_scale", "v_scale"):
         inputs[name] = torch.ones_like(inputs[name])  # type: ignore[literal-required]
     op = torch.ops.hipdecode.paged_attention.default
-    torch.library.opcheck(op, _op_arguments(inputs))
+    torch.library.opcheck(op, _op_arguments(inputs, fnuz=fnuz))
 
 
 @pytest.mark.usefixtures("device")

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import hipdecode
 from hipdecode import registry
@@ -23,6 +22,7 @@ from hipdecode.errors import WorkspaceError
 from hipdecode.testing import cases, compare
 from hipdecode.testing.calls import decode, prepared
 from hipdecode.testing.cases import Case, MlaInputs
+from hipdecode.testing.recorder import Recorder
 
 CASE = Case(nhead=12, q_lens=(2, 1), kv_lens=(300, 70), page_size=16)
 ROUTES = ("hk-1", "hk-3", "persistent")
@@ -154,29 +154,6 @@ def test_warmup_loads_all_that_a_decode_may_launch(target: str, device: torch.de
             assert f"mla_decode_{route}/576-512-bf16-bf16-{rows}" in names
 
 
-class _Recorder(TorchDispatchMode):
-    """Notes every op, and the addresses of the tensors that hipdecode's ops get."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: list[str] = []
-        self.addresses: list[tuple[int | None, ...]] = []
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        name = str(func)
-        self.ops.append(name)
-        if name.startswith("hipdecode"):
-            pointers = [a.data_ptr() if isinstance(a, Tensor) else None for a in args]
-            self.addresses.append(tuple(pointers))
-        return func(*args, **(kwargs or {}))
-
-
 def _outputs(device: torch.device) -> dict[str, Tensor]:
     out = torch.empty(3, 12, 512, dtype=torch.bfloat16, device=device)
     return {"out": out, "lse": torch.empty(3, 12, device=device)}
@@ -191,7 +168,7 @@ def test_mla_decode_runs_nothing_but_its_ops_in_steady_state(
     if route == "persistent":
         more["plan"] = _plan(inputs)
     decode(inputs, route, **more)
-    with _Recorder() as recorder:
+    with Recorder() as recorder:
         decode(inputs, route, **more)
     foreign = [name for name in recorder.ops if not name.startswith("hipdecode")]
     assert not foreign, f"expected no op but hipdecode's, got {foreign}"
@@ -202,7 +179,7 @@ def test_mla_decode_reuses_its_default_workspace(route: str, device: torch.devic
     inputs = cases.to_device(prepared(CASE)[0], device)
     more = _outputs(device)
     decode(inputs, route, **more)
-    with _Recorder() as recorder:
+    with Recorder() as recorder:
         decode(inputs, route, **more)
         decode(inputs, route, **more)
     half = len(recorder.addresses) // 2

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import hipdecode
 from hipdecode.errors import BadArgument, UnsupportedShape, WorkspaceError
@@ -24,6 +23,7 @@ from hipdecode.testing.paged_cases import (
     make_paged_inputs,
     to_device,
 )
+from hipdecode.testing.recorder import Recorder
 
 pytestmark = pytest.mark.usefixtures("paged_kernels")
 
@@ -90,20 +90,6 @@ def test_paged_attention_compiles_without_graph_breaks(
         assert torch.equal(compiled(inputs), want)
 
 
-class _Recorder(TorchDispatchMode):
-    """Notes every op."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        self.ops.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 # An allocation, a copy to the host and .item() would each be an op of torch's own.
 @pytest.mark.parametrize("splits", [None, 1, 3])
 def test_paged_attention_runs_nothing_but_its_op_in_steady_state(
@@ -111,10 +97,10 @@ def test_paged_attention_runs_nothing_but_its_op_in_steady_state(
 ) -> None:
     options = PagedOptions(max_seqlen_q=2, num_splits=splits)
     out = torch.empty_like(inputs["q"])
-    with _Recorder():  # torch's own modules for it may write to the environment
+    with Recorder():  # torch's own modules for it may write to the environment
         paged_attention(**inputs, options=options, out=out)
     environment = dict(os.environ)
-    with _Recorder() as recorder:
+    with Recorder() as recorder:
         paged_attention(**inputs, options=options, out=out)
     assert recorder.ops == ["hipdecode.paged_attention.default"]
     assert dict(os.environ) == environment

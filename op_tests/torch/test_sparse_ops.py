@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import hipdecode
 from hipdecode import registry, sparse, sparse_route
@@ -19,6 +18,7 @@ from hipdecode import target as targets
 from hipdecode.errors import BadArgument, UnsupportedShape, WorkspaceError
 from hipdecode.sparse_cache import V4, V32, CacheFormat
 from hipdecode.testing.cases import DTYPES
+from hipdecode.testing.recorder import Recorder
 from hipdecode.testing.sparse_cases import (
     SparseCase,
     SparseInputs,
@@ -87,20 +87,6 @@ def test_sparse_mla_decode_compiles_without_graph_breaks(
         assert torch.equal(lse, want_lse)
 
 
-class _Recorder(TorchDispatchMode):
-    """Notes every op."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        self.ops.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 # An allocation, a copy to the host and .item() would each be an op of torch's own.
 @pytest.mark.parametrize("splits", [None, 1, 3])
 def test_sparse_mla_decode_runs_nothing_but_its_op_in_steady_state(
@@ -109,7 +95,7 @@ def test_sparse_mla_decode_runs_nothing_but_its_op_in_steady_state(
     more: dict[str, Any] = {**_outputs(device), "num_splits": splits, "return_lse": True}
     hipdecode.sparse_mla_decode(**inputs, **more)
     environment = dict(os.environ)
-    with _Recorder() as recorder:
+    with Recorder() as recorder:
         hipdecode.sparse_mla_decode(**inputs, **more)
     assert recorder.ops == ["hipdecode.sparse_mla_decode.default"]
     assert dict(os.environ) == environment

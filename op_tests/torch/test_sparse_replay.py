@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import hipdecode
 from hipdecode.integrations import vllm
 from hipdecode.testing.calls import captured
+from hipdecode.testing.recorder import Recorder
 from hipdecode.testing.sparse_cases import SparseBuffers, SparseCase, assert_sparse_matches
 
 pytestmark = pytest.mark.usefixtures("sparse_kernels")
@@ -136,20 +136,6 @@ def test_a_warm_call_allocates_nothing_and_waits_for_nothing(
     torch.cuda.synchronize()
 
 
-class _Recorder(TorchDispatchMode):
-    """Notes every op."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        self.ops.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 VIEWS = {"aten.view", "aten.slice", "aten.flatten", "aten.alias", "aten._unsafe_view"}
 
 
@@ -175,7 +161,7 @@ def test_vllm_entry_runs_nothing_but_views_and_the_op(
     environment = dict(os.environ)
     call()
     assert dict(os.environ) == environment
-    with _Recorder() as recorder:
+    with Recorder() as recorder:
         call()
     others = [op for op in recorder.ops if op.rpartition(".")[0] not in VIEWS]
     assert others == ["hipdecode.sparse_mla_decode.default"]
@@ -201,7 +187,7 @@ def test_vllm_ops_run_nothing_but_views_and_the_op(
             vllm.decode_split(*tensors, *scratch, *sizes, split_k)
 
     call()
-    with _Recorder() as recorder:
+    with Recorder() as recorder:
         call()
     others = [op for op in recorder.ops if op.rpartition(".")[0] not in VIEWS]
     assert others == ["hipdecode.sparse_mla_decode.default"]

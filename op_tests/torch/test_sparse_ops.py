@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hipdecode
-from hipdecode import registry, sparse, sparse_route
+from hipdecode import registry, sparse, sparse_route, split_rule
 from hipdecode import target as targets
 from hipdecode.errors import BadArgument, UnsupportedShape, WorkspaceError
 from hipdecode.sparse_cache import V4, V32, CacheFormat
@@ -225,4 +225,4 @@ def test_sparse_splits_never_make_pieces_that_are_less_than_the_least() -> None:
             tokens=tokens, nhead=64, compute_units=units, max_keys=keys
         )
         assert 1 <= splits <= sparse_route.MAX_SPLITS
-        assert splits == 1 or keys > (splits - 1) * sparse_route.MIN_SPLIT_KEYS
+        assert splits == 1 or keys > (splits - 1) * split_rule.MIN_PIECE

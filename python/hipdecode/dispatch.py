@@ -274,7 +274,7 @@ def _by_row(shape: DecodeShape, table: Table[TableKey], row: Row[TableKey]) -> R
     rows = _hk_rows(row)
     if rows is not None:
         reason += f"; tiles of {rows} query rows"
-    evidence = " ".join(word for word in (row.machine, row.date, row.source) if word)
+    evidence = row.evidence
     if evidence and row.key != table_key(shape):
         evidence += f", measured for {row.key}"
     return _answer(
@@ -349,13 +349,22 @@ def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _check_arguments(shape: DecodeShape) -> None:
-    if shape.family not in FAMILIES:
+def check_sizes(shape: object, family: str, **least: int) -> None:
+    """Requires a known family, and fields of a shape that are as large as is said of them.
+
+    Raises:
+        BadArgument: one is not.
+    """
+    if family not in FAMILIES:
         known = " ".join(FAMILIES)
-        raise BadArgument(f"family: expected one of {known}, got {shape.family}; use one of these")
-    for name in ("compute_units", "batch", "nhead", "q_len"):
-        if (got := getattr(shape, name)) < 1:
-            raise BadArgument(f"{name}: expected at least 1, got {got}; pass a larger one")
+        raise BadArgument(f"family: expected one of {known}, got {family}; use one of these")
+    for name, bound in least.items():
+        if (got := getattr(shape, name)) < bound:
+            raise BadArgument(f"{name}: expected at least {bound}, got {got}; pass a larger one")
+
+
+def _check_arguments(shape: DecodeShape) -> None:
+    check_sizes(shape, shape.family, compute_units=1, batch=1, nhead=1, q_len=1)
     if shape.kv_len is not None and shape.kv_len < 0:
         raise BadArgument(f"kv_len: expected tokens >= 0 or None, got {shape.kv_len}; pass either")
     if shape.route is not None and shape.route not in ROUTES:

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 
-from .dispatch import FAMILIES, table_of
+from .dispatch import FAMILIES, check_sizes, table_of
 from .errors import BadArgument
 from .registry import wanted_rows
+from .split_rule import cheapest_splits
 from .table_files import Cells, Schema
 from .tables import DTYPES, Row, Table
 
 FP8_NAMES = ("fp8_e4m3fn", "fp8_e4m3fnuz")
 SCALE_FORMS = ("none", "tensor", "token")
-MIN_SPLIT_TOKENS = 64
 MAX_SPLITS = 64
 MERGE_TOKENS = 16
 """What writing and merging one more partial result costs, in keys of the same rows."""
@@ -260,7 +260,6 @@ def _answer(
             kv_len=shape.kv_len,
             merge_start=MERGE_START.get(shape.family, 0),
         )
-    words = (row.machine, row.date, row.source) if row else ()
     return PagedRoute(
         route=route,
         kernel=f"paged_attention/{kernel}",
@@ -272,7 +271,7 @@ def _answer(
         us=row.us if row else None,
         runner_up=row.runner_up if row else None,
         runner_up_us=row.runner_up_us if row else None,
-        evidence=" ".join(word for word in words if word),
+        evidence=row.evidence if row else "",
     )
 
 
@@ -305,10 +304,7 @@ def _less_rows(shape: PagedShape) -> int | None:
 
 @lru_cache(maxsize=8192)
 def paged_splits(*, tiles: int, compute_units: int, kv_len: int, merge_start: int = 0) -> int:
-    """The number of pieces that each request's keys are cut into, from host integers alone.
-
-    The one with the least work on the busiest compute unit: whole rounds of blocks times the keys
-    of a piece, and what merging costs. Of equal ones the least.
+    """The number of pieces that each request's keys are cut into; see `cheapest_splits`.
 
     Args:
         tiles: blocks of an unsplit call: requests x kv heads x tiles of packed rows.
@@ -316,16 +312,14 @@ def paged_splits(*, tiles: int, compute_units: int, kv_len: int, merge_start: in
         kv_len: tokens of a request at most.
         merge_start: what merging costs, however many pieces, in keys of the same rows.
     """
-    tiles = max(tiles, 1)
-    most = max(1, min(MAX_SPLITS, -(-kv_len // MIN_SPLIT_TOKENS)))
-
-    def cost(splits: int) -> int:
-        rounds = -(-tiles * splits // compute_units)
-        piece = -(-kv_len // (splits * MIN_SPLIT_TOKENS)) * MIN_SPLIT_TOKENS
-        merge = merge_start + MERGE_TOKENS * splits if splits > 1 else 0
-        return rounds * (piece + merge)
-
-    return min(range(1, most + 1), key=cost)
+    return cheapest_splits(
+        tiles=tiles,
+        compute_units=compute_units,
+        keys=kv_len,
+        most=MAX_SPLITS,
+        merge_each=MERGE_TOKENS,
+        merge_start=merge_start,
+    )
 
 
 @lru_cache(maxsize=len(FAMILIES))
@@ -352,14 +346,7 @@ def paged_key(shape: PagedShape) -> PagedKey:
 
 
 def _check(shape: PagedShape) -> None:
-    if shape.family not in FAMILIES:
-        known = " ".join(FAMILIES)
-        raise BadArgument(f"family: expected one of {known}, got {shape.family}; use one of these")
+    check_sizes(shape, shape.family, compute_units=1, batch=0, nhead_kv=1, gqa=1, mtp=1, kv_len=0)
     if shape.scales not in SCALE_FORMS:
         known = " ".join(SCALE_FORMS)
         raise BadArgument(f"scales: expected one of {known}, got {shape.scales}")
-    for name, least in (
-        ("compute_units", 1), ("batch", 0), ("nhead_kv", 1), ("gqa", 1), ("mtp", 1), ("kv_len", 0),
-    ):  # fmt: skip
-        if (got := getattr(shape, name)) < least:
-            raise BadArgument(f"{name}: expected at least {least}, got {got}; pass a larger one")

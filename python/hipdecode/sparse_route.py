@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 
-from .dispatch import FAMILIES, table_of
+from .dispatch import FAMILIES, check_sizes, table_of
 from .errors import BadArgument
+from .split_rule import cheapest_splits
 from .table_files import Cells, Schema
 from .tables import Table, size_distance
 
@@ -20,7 +21,6 @@ FORMAT_NAMES = ("v32", "v4")
 GROUP_ROWS = 128
 """Heads that one thread group works on together, at most."""
 GROUP_ROWS_OF = MappingProxyType({"sm_90": 64})
-MIN_SPLIT_KEYS = 64
 MAX_SPLITS = 32
 MERGE_KEYS = 16
 """What writing and merging one more partial result costs, in keys of the same heads."""
@@ -158,7 +158,7 @@ def route_sparse_mla_decode(shape: SparseShape) -> SparseRoute:
         us=row.us,
         runner_up=row.runner_up,
         runner_up_us=row.runner_up_us,
-        evidence=" ".join(word for word in (row.machine, row.date, row.source) if word),
+        evidence=row.evidence,
     )
 
 
@@ -200,10 +200,7 @@ def sparse_splits(
     group_rows: int = GROUP_ROWS,
     merge_keys: int = MERGE_KEYS,
 ) -> int:
-    """The number of pieces that each token's keys are cut into, from host integers alone.
-
-    The one with the least work on the busiest compute unit: whole rounds of blocks times the keys
-    of a piece, and what merging costs. Of equal ones the least.
+    """The number of pieces that each token's keys are cut into; see `cheapest_splits`.
 
     Args:
         tokens: rows of q.
@@ -213,24 +210,17 @@ def sparse_splits(
         group_rows: heads that one thread group works on together, at most.
         merge_keys: what one more piece costs, in keys.
     """
-    groups = max(tokens * -(-nhead // group_rows), 1)
-    most = max(1, min(MAX_SPLITS, -(-max_keys // MIN_SPLIT_KEYS)))
-
-    def cost(splits: int) -> int:
-        rounds = -(-groups * splits // compute_units)
-        piece = -(-max_keys // (splits * MIN_SPLIT_KEYS)) * MIN_SPLIT_KEYS
-        return rounds * (piece + (merge_keys * splits if splits > 1 else 0))
-
-    return min(range(1, most + 1), key=cost)
+    return cheapest_splits(
+        tiles=tokens * -(-nhead // group_rows),
+        compute_units=compute_units,
+        keys=max_keys,
+        most=MAX_SPLITS,
+        merge_each=merge_keys,
+    )
 
 
 def _check(shape: SparseShape) -> None:
-    if shape.family not in FAMILIES:
-        known = " ".join(FAMILIES)
-        raise BadArgument(f"family: expected one of {known}, got {shape.family}; use one of these")
+    check_sizes(shape, shape.family, compute_units=1, tokens=0, nhead=1, max_keys=0)
     if shape.format not in FORMAT_NAMES:
         known = " ".join(FORMAT_NAMES)
         raise BadArgument(f"format: expected one of {known}, got {shape.format}; use one of these")
-    for name, least in (("compute_units", 1), ("tokens", 0), ("nhead", 1), ("max_keys", 0)):
-        if (got := getattr(shape, name)) < least:
-            raise BadArgument(f"{name}: expected at least {least}, got {got}; pass a larger one")

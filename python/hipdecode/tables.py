@@ -122,6 +122,11 @@ class Row(Generic[K]):
     source: str = ""
     line: int = 0
 
+    @property
+    def evidence(self) -> str:
+        """Where the times come from: machine, date, source, as far as the row says."""
+        return " ".join(word for word in (self.machine, self.date, self.source) if word)
+
 
 @dataclass(frozen=True, slots=True)
 class Flaw:

@@ -12,11 +12,11 @@ from hipdecode.sparse_cache import FORMATS
 from hipdecode.sparse_route import (
     GROUP_ROWS,
     GROUP_ROWS_OF,
-    MIN_SPLIT_KEYS,
     SparseKey,
     SparseShape,
     splits_by_rule,
 )
+from hipdecode.split_rule import MIN_PIECE
 from hipdecode.testing.bench_report import Checked
 from hipdecode.testing.sparse_peers import SparseStep, ours
 from hipdecode.testing.tune_run import Call, How, race
@@ -44,7 +44,7 @@ def choices(point: Point[SparseKey], family: str) -> dict[Choice, int]:
         )
     )
     blocks = point.batch * -(-key.nhead // group_rows)
-    most = min(_MOST_BLOCKS * key.compute_units // blocks, -(-point.kv_len // MIN_SPLIT_KEYS))
+    most = min(_MOST_BLOCKS * key.compute_units // blocks, -(-point.kv_len // MIN_PIECE))
     counts = [2**power for power in range(_SPLIT_POWERS) if 2**power <= max(most, 2)]
     return {RULE: by_rule, **{Choice("fixed", n): n for n in counts if n != by_rule}}
 

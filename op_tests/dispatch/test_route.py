@@ -19,11 +19,11 @@ from hipdecode.dispatch import (
     INVARIANT_SPLITS,
     DecodeShape,
     Route,
-    auto_splits,
     clear_route_cache,
     route_mla_decode,
 )
 from hipdecode.errors import BadArgument, TableError, UnsupportedShape
+from hipdecode.hk_splits import auto_splits
 from hipdecode.support import DTYPE_PAIRS, HEAD_DIMS
 from hipdecode.table_files import MLA_DECODE
 
@@ -230,6 +230,23 @@ def test_forced_hk_takes_the_splits_of_its_row(tables: Path) -> None:
     assert route_of(kv_len=2048, route="hk").num_splits == 4
     assert route_of(kv_len=8192, route="hk").num_splits == 32  # by the rule
     assert route_of(kv_len=2048, num_splits=2).num_splits == 2
+
+
+def test_splits_of_a_row_are_cut_to_what_runs_at_once_on_sm_90(tables: Path) -> None:
+    row = "bf16,bf16,32,1,1,3,9,2049,,hk,32,auto,,,,,,,,"
+    around = "bf16,bf16,32,1,1,{},hk,auto,auto,,,,,,,,"
+    rows = [row, *map(around.format, ("1,3,0,", "3,9,0,2049", "9,,0,"))]
+    for family in ("sm_90", "gfx950"):
+        table = tables / family / "mla_decode.csv"
+        table.write_text("\n".join([",".join(MLA_DECODE.columns), *rows]) + "\n")
+    shape = {"nhead": 32, "q_len": 1, "kv_len": 4096, "q_dtype": "bf16", "kv_dtype": "bf16"}
+    four, eight = (
+        route_of(**shape, family="sm_90", compute_units=132, batch=batch) for batch in (4, 8)
+    )
+    assert (four.num_splits, eight.num_splits) == (32, 16)
+    assert "16 of its 32 splits, as many as run at once" in eight.reason
+    assert "as many as run at once" not in four.reason
+    assert route_of(**shape, family="gfx950", batch=8).num_splits == 32
 
 
 def test_row_chooses_the_rows_of_a_tile_and_auto_splits_count_such_tiles(tables: Path) -> None:

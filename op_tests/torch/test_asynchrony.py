@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,12 @@ from torch import Tensor
 import hipdecode
 from hipdecode.errors import BadArgument
 from hipdecode.testing import cases
+from hipdecode.testing.asynchrony import assert_asynchronous
 from hipdecode.testing.calls import decode
 from hipdecode.testing.cases import Case, MlaInputs
 
 CASE = Case(nhead=12, q_lens=(2, 1), kv_lens=(300, 70), page_size=16)
 STEPS = ("hk-1", "hk-3", "persistent", "planned", "plan", "reduce")
-LONG_CYCLES = 2_000_000_000  # about a second of a GPU's clock
 
 RUNTIME = Path(__file__).resolve().parents[2] / "csrc" / "runtime"
 WAITING_OR_ALLOCATING = r"Synchronize|MemAlloc|Malloc|MemFree|Memcpy|StreamWait|EventQuery"
@@ -51,16 +50,6 @@ def warm_step(name: str, inputs: MlaInputs, device: torch.device) -> Callable[[]
     return step
 
 
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """torch raises on every synchronising call of its own."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", STEPS)
 def test_a_warm_step_allocates_nothing_and_waits_for_nothing(
@@ -69,19 +58,7 @@ def test_a_warm_step_allocates_nothing_and_waits_for_nothing(
     if device.type != "cuda":
         pytest.skip("asynchrony: a machine with a GPU runs it, --target sm_90")
     step = warm_step(name, cases.to_device(cases.make_inputs(CASE), device), device)
-    torch.cuda.synchronize()
-    requests = torch.cuda.memory_stats()["allocation.all.allocated"]
-    free = torch.cuda.mem_get_info()[0]
-    torch.cuda._sleep(LONG_CYCLES)
-    behind = torch.cuda.Event()
-    behind.record()
-    with no_waiting():
-        for _ in range(20):
-            step()
-    assert not behind.query(), "the call waited for what the stream had to do before it"
-    assert torch.cuda.memory_stats()["allocation.all.allocated"] == requests
-    assert torch.cuda.mem_get_info()[0] == free  # what did not go through torch's allocator
-    torch.cuda.synchronize()
+    assert_asynchronous(step)
 
 
 @pytest.mark.parametrize("driver", ["driver_cuda.cpp", "driver_hip.cpp"])

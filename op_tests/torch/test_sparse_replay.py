@@ -18,6 +18,7 @@ from torch import Tensor
 
 import hipdecode
 from hipdecode.integrations import vllm
+from hipdecode.testing.asynchrony import assert_asynchronous
 from hipdecode.testing.calls import captured
 from hipdecode.testing.recorder import Recorder
 from hipdecode.testing.sparse_cases import SparseBuffers, SparseCase, assert_sparse_matches
@@ -25,7 +26,6 @@ from hipdecode.testing.sparse_cases import SparseBuffers, SparseCase, assert_spa
 pytestmark = pytest.mark.usefixtures("sparse_kernels")
 
 TOKENS, MOST, MOST_EXTRA = 4, 320, 200
-LONG_CYCLES = 2_000_000_000  # about a second of a GPU's clock
 
 
 def largest(form: str, layout: str, nhead: int = 12) -> SparseCase:
@@ -118,22 +118,7 @@ def test_a_warm_call_allocates_nothing_and_waits_for_nothing(
     call = step(SparseBuffers(largest("v32", "lengths"), target, device), splits)
     call()
     call()
-    torch.cuda.synchronize()
-    requests = torch.cuda.memory_stats()["allocation.all.allocated"]
-    free = torch.cuda.mem_get_info()[0]
-    torch.cuda._sleep(LONG_CYCLES)
-    behind = torch.cuda.Event()
-    behind.record()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(20):
-            call()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert not behind.query(), "the call waited for what the stream had to do before it"
-    assert torch.cuda.memory_stats()["allocation.all.allocated"] == requests
-    assert torch.cuda.mem_get_info()[0] == free  # what did not go through torch's allocator
-    torch.cuda.synchronize()
+    assert_asynchronous(call)
 
 
 VIEWS = {"aten.view", "aten.slice", "aten.flatten", "aten.alias", "aten._unsafe_view"}

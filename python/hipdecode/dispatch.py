@@ -15,6 +15,7 @@ from functools import cache, lru_cache
 
 from . import paths, settings
 from .errors import BadArgument
+from .hk_splits import GROUP_ROWS, auto_splits, pieces_at_once
 from .registry import LEAST_ROWS, TILE_ROWS
 from .support import check_supported
 from .table_files import MLA_DECODE, Schema, read_table
@@ -23,14 +24,7 @@ from .tables import ROUTES, K, Row, Table, TableKey, gain_pct
 logger = logging.getLogger("hipdecode.dispatch")
 
 FAMILIES = ("cpu", "gfx950", "gfx942", "sm_90")
-GROUP_ROWS = 128
-"""Rows that one thread group works on together: what the occupancy rule counts."""
-MIN_SPLIT_TOKENS = 256
-MAX_AUTO_SPLITS, MAX_SPLITS = 32, 1024
-HOPPER_ROWS, HOPPER_TOKENS, HOPPER_SPLITS = 64, 128, 64
-"""On sm_90: rows of the largest block, tokens of a tile, most pieces."""
-HOPPER_PARTIALS = 32
-"""On sm_90: partial rows per compute unit from which pieces are to have twice the tokens."""
+MAX_SPLITS = 1024
 INVARIANT_SPLITS = 8
 FILL_GROUPS = 2
 """Groups per compute unit from which the occupancy rule trusts hk to even out ragged contexts."""
@@ -188,35 +182,6 @@ def table_of(family: str, op: str, schema: Schema[K]) -> Table[K]:
     return read_table(folder / name, schema, label=label)
 
 
-def auto_splits(
-    *,
-    family: str,
-    batch: int,
-    nhead: int,
-    q_len: int,
-    compute_units: int,
-    kv_len: int,
-    tile_rows: int | None = None,
-) -> int:
-    """Return how many pieces hk cuts each context into, from host integers only.
-
-    Enough to give each compute unit a group of rows, but at least 256 tokens a piece and at most
-    32 pieces: beyond that the merge costs more than the idle units. On sm_90, where pieces that
-    run at once merge together, as many as run at once, of half a tile of 128 tokens or more once
-    there is more than a tile, at most 64; of 256 tokens where they leave more than 32 partial rows
-    per compute unit to write and to merge.
-    """
-    if family == "sm_90":
-        rows = min(tile_rows or HOPPER_ROWS, HOPPER_ROWS)
-        fit = compute_units // (batch * _ceil_div(nhead * q_len, rows))
-        few = HOPPER_PARTIALS * compute_units // (batch * nhead * q_len)
-        long = _ceil_div(kv_len, 2 * HOPPER_TOKENS)
-        half_tiles = _ceil_div(kv_len, HOPPER_TOKENS // 2) if kv_len > HOPPER_TOKENS else 1
-        return max(1, min(fit, half_tiles, HOPPER_SPLITS, max(few, long)))
-    to_fill = _ceil_div(compute_units, batch * _ceil_div(nhead * q_len, GROUP_ROWS))
-    return max(1, min(to_fill, kv_len // MIN_SPLIT_TOKENS, MAX_AUTO_SPLITS))
-
-
 def _asked(shape: DecodeShape) -> Route:
     route = shape.route or "hk"
     if route == "persistent":
@@ -245,11 +210,17 @@ def _nearest_row(shape: DecodeShape, table: Table[TableKey], kv_len: int) -> Row
 
 
 def _hk_splits(shape: DecodeShape, row: Row[TableKey] | None) -> int:
-    """The number that the row names, else that of the rule."""
-    if row and isinstance(row.num_splits, int):
-        return row.num_splits
-    sizes = {name: getattr(shape, name) for name in ("batch", "nhead", "q_len", "compute_units")}
+    """The number that the row names, else that of the rule.
+
+    Pieces that merge together must run at once: there a row's number, measured at the row's own
+    batches, is cut to what does for this batch.
+    """
     rows = _hk_rows(row) or shape.tile_rows
+    sizes = {name: getattr(shape, name) for name in ("batch", "nhead", "q_len", "compute_units")}
+    if row and isinstance(row.num_splits, int):
+        if shape.family != "sm_90":
+            return row.num_splits
+        return max(1, min(row.num_splits, pieces_at_once(**sizes, tile_rows=rows)))
     return auto_splits(family=shape.family, **sizes, kv_len=shape.kv_len or 0, tile_rows=rows)
 
 
@@ -271,6 +242,8 @@ def _by_row(shape: DecodeShape, table: Table[TableKey], row: Row[TableKey]) -> R
     if gain is not None and gain < NOISE_PCT:
         reason += f"; its gain of {gain:.1f} % is within {NOISE_PCT:.0f} %, taken as noise"
     splits = _hk_splits(shape, row) if row.route == "hk" else None
+    if splits is not None and isinstance(row.num_splits, int) and splits < row.num_splits:
+        reason += f"; {splits} of its {row.num_splits} splits, as many as run at once"
     rows = _hk_rows(row)
     if rows is not None:
         reason += f"; tiles of {rows} query rows"

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from hipdecode import registry, target
-from hipdecode.dispatch import NOISE_PCT, auto_splits
+from hipdecode.dispatch import NOISE_PCT
+from hipdecode.hk_splits import auto_splits
 from hipdecode.tables import K, TableKey
 from hipdecode.testing import timing
 from hipdecode.testing.bench_case import DecodeCase

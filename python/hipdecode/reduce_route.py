@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -153,6 +154,13 @@ def read_reduce_table(path: Path, label: str | None = None) -> ReduceTable:
     return ReduceTable(name, rows)
 
 
+def format_reduce_table(rows: Iterable[ReduceRow], comments: Sequence[str] = ()) -> str:
+    """The text of a table file: rows in the order of what they are about."""
+    ordered = sorted(rows, key=lambda row: tuple(getattr(row, name) for name in _COLUMNS))
+    lines = [",".join(str(getattr(row, name)) for name in _COLUMNS) for row in ordered]
+    return "\n".join([*(f"# {text}" for text in comments), ",".join(_COLUMNS), *lines, ""])
+
+
 def _parse_row(where: str, number: int, line: str) -> ReduceRow:
     cells = [cell.strip() for cell in next(csv.reader([line]))]
     if len(cells) != len(_COLUMNS):
@@ -284,6 +292,12 @@ def route_mla_reduce(shape: ReduceShape) -> ReduceRoute:
     found = ReduceRoute(num_splits=splits, batch=batch, vec=vec, reason=reason)
     logger.info("mla_reduce_decode: %s: %s", "reduce" if row else "ordinary decode", reason)
     return found
+
+
+def clear_reduce_routes() -> None:
+    """Forget answers and tables, so that the next call reads the tables again."""
+    route_mla_reduce.cache_clear()
+    load_reduce_table.cache_clear()
 
 
 def _mismatch(shape: ReduceShape, splits: int) -> str:

@@ -20,9 +20,10 @@ class Choice:
     """What a row may choose.
 
     Attributes:
-        route: `hk` or `persistent`; of sparse decode `rule` or `fixed`.
+        route: `hk` or `persistent`; of sparse decode `rule` or `fixed`; of paged attention `mtp`
+            or `general`; of split decode with a merge of its own `reduce` or `ordinary`.
         num_splits: of hk: a number, or `auto`; of persistent: `plan`; of rule: `auto`; of fixed: a
-            number.
+            number; of reduce: its kernel; of the others: a number, or `auto`.
         tile_rows: of hk: query rows of a tile, or `auto`; of all else `auto`.
     """
 
@@ -41,7 +42,8 @@ class Choice:
 HK = Choice("hk", "auto")
 PERSISTENT = Choice("persistent", "plan")
 RULE = Choice("rule", "auto")
-_OTHER = {"hk": "persistent", "persistent": "hk", "rule": "fixed", "fixed": "rule"}
+_PAIRS = (("hk", "persistent"), ("rule", "fixed"), ("mtp", "general"), ("reduce", "ordinary"))
+_OTHER = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 
 
 @dataclass(frozen=True, slots=True, order=True)

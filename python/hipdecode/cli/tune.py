@@ -24,6 +24,8 @@ from hipdecode import paths, settings, target
 from hipdecode.dispatch import clear_route_cache
 from hipdecode.errors import HipdecodeError, TargetError
 from hipdecode.models import split_dtypes
+from hipdecode.paged_route import PAGED_ATTENTION, PagedKey, clear_paged_routes
+from hipdecode.reduce_route import clear_reduce_routes, format_reduce_table, read_reduce_table
 from hipdecode.sparse_route import FORMAT_NAMES, SPARSE_MLA_DECODE, SparseKey, clear_sparse_routes
 from hipdecode.support import check_supported
 from hipdecode.table_files import MLA_DECODE, Schema, read_table
@@ -31,6 +33,8 @@ from hipdecode.tables import K, TableKey
 from hipdecode.testing import timing
 from hipdecode.testing.bench_report import IntList, console
 from hipdecode.testing.device_clock import clock_of
+from hipdecode.testing.tune_paged import PagedPoints
+from hipdecode.testing.tune_reduce import ReduceStep, measure_step, summary, winner
 from hipdecode.testing.tune_run import How, measure
 from hipdecode.testing.tune_sparse import SparsePoints
 from hipdecode.tuning import Measurement, Point, grid, sweep
@@ -61,13 +65,41 @@ _GRIDS: dict[tuple[str, str], dict[str, Any]] = {
         "batches": (1, 4, 16, 32, 64, 128, 256),
         "kv_lens": (128, 640, 1152, 2048),
     },
+    ("paged_attention", "cpu"): {
+        "gqas": (8, 16),
+        "mtps": (1, 4),
+        "batches": (1, 4),
+        "kv_lens": (128, 4097),
+    },
+    ("paged_attention", "cuda"): {
+        "gqas": (8, 10, 16),
+        "mtps": (1, 2, 3, 4),
+        "batches": (1, 4, 32, 128),
+        "kv_lens": (128, 4097, 16384),
+    },
+    ("mla_decode_reduce", "cpu"): {
+        "nheads": (16,),
+        "batches": (1, 4, 32),
+        "kv_lens": (512, 2048),
+    },
+    ("mla_decode_reduce", "cuda"): {
+        "nheads": (16,),
+        "batches": (1, 8, 32, 64, 128),
+        "kv_lens": (512, 2048),
+    },
 }
 """What is measured by default, by where tensors live; a GPU's takes a few minutes."""
 _OF_OP = {
     "mla_decode": ("q_lens", "dtypes", "page_size", "spread"),
     "sparse_mla_decode": ("formats",),
+    "paged_attention": ("gqas", "mtps", "nheads_kv"),
+    "mla_decode_reduce": ("dtypes",),
 }
-"""Options that only one operator has."""
+"""Options that not every operator has."""
+_REDUCE_COMMENTS = (
+    "A row: this form is faster than the ordinary decode at all points of the step, by more than",
+    "the noise. p50 of the ordinary decode and of the fastest form at each point, us:",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +127,9 @@ class Job(Generic[K]):
 @click.option("--q-len", "q_lens", type=IntList(), help="[CPU: 1,4; GPU: also 2]")
 @click.option("--dtypes", default="bf16,bf16/fp8", show_default=True, help="q or q/kv, ...")
 @click.option("--page-size", type=int, default=64, show_default=True)
+@click.option("--gqa", "gqas", type=IntList(), help="Of paged. [CPU: 8,16; GPU: also 10]")
+@click.option("--mtp", "mtps", type=IntList(), help="Of paged. [CPU: 1,4; GPU: 1 to 4]")
+@click.option("--nhead-kv", "nheads_kv", type=IntList(), default="1", help="Of paged. [1]")
 @click.option("--batches", type=IntList(), help="Of sparse: tokens. [CPU: 1 to 16; GPU: 1 to 256]")
 @click.option(
     "--kv-lens", type=IntList(), help="Of sparse: keys. [CPU: 128 to 4096; GPU: to 32768]"
@@ -122,8 +157,9 @@ def command(
     plan made beforehand as an engine makes it once per step; contexts of a batch are spread around
     their mean by --spread. On a GPU hk runs with several split counts, every call as a graph
     replay between two events, caches cold. Of sparse decode it is split counts beside that of the
-    rule, everywhere. Results are kept as they come: run the same command again after an
-    interruption, or to retry points that other work disturbed. Rows of other keys stay.
+    rule, everywhere; of paged attention the kernels of fp8 caches. Results are kept as they come:
+    run the same command again after an interruption, or to retry points that other work disturbed.
+    Rows of other keys stay.
     """
     where = target.resolve(target_name)
     if not where.runs_here():
@@ -145,10 +181,14 @@ def command(
     with settings.override(target=where.name):
         if op == "mla_decode":
             taken = _fill(_dense_job(how, extent), table, results, machine, budget_s)
-        else:
+        elif op == "mla_decode_reduce":
+            taken = _fill_reduce(how, extent, table, machine, budget_s)
+        elif op == "sparse_mla_decode":
             taken = _fill(_sparse_job(how, extent), table, results, machine, budget_s)
+        else:
+            taken = _fill(_paged_job(how, extent), table, results, machine, budget_s)
     if all(rounds for rounds in taken) and raw is None:
-        results.unlink()
+        results.unlink(missing_ok=True)
     _report(table, taken, how)
 
 
@@ -176,6 +216,43 @@ def _sparse_job(how: How, extent: Mapping[str, Any]) -> Job[SparseKey]:
         Point(SparseKey(name, nhead, units), tokens, keys) for name, nhead, tokens, keys in sizes
     )
     return Job(SPARSE_MLA_DECODE, points, SparsePoints(how).measure, ("tokens", "keys"))
+
+
+def _paged_job(how: How, extent: Mapping[str, Any]) -> Job[PagedKey]:
+    """Of fp8 caches, which two kernels can read."""
+    units, kv_dtype = how.target.compute_units(), how.target.dtype("fp8")
+    sizes = itertools.product(extent["gqas"], extent["mtps"], extent["nheads_kv"])
+    points = tuple(
+        Point(PagedKey(kv_dtype, 128, gqa, mtp, nhead_kv, units), batch, max(kv_len, mtp))
+        for gqa, mtp, nhead_kv in sizes
+        for batch, kv_len in itertools.product(extent["batches"], extent["kv_lens"])
+    )
+    return Job(PAGED_ATTENTION, points, PagedPoints(how).measure, ("batch", "kv_len"))
+
+
+def _fill_reduce(
+    how: How, extent: Mapping[str, Any], table: Path, machine: timing.Machine, budget_s: float
+) -> list[int]:
+    """Measures all steps in one go and writes the table, which has no rectangles."""
+    pairs = [split_dtypes(text) for text in extent["dtypes"].split(",")]
+    dtypes = tuple((how.target.dtype(q), how.target.dtype(kv)) for q, kv in pairs)
+    units = how.target.compute_units()
+    steps = [
+        ReduceStep(tokens, nhead, dtypes, tuple(extent["kv_lens"]))
+        for nhead, tokens in itertools.product(extent["nheads"], extent["batches"])
+    ]
+    found = {step: measure_step(step, how, budget_s / len(steps)) for step in steps}
+    measured = [one for points in found.values() for one in points]
+    winners = (winner(step, points, units) for step, points in found.items())
+    rows = [row for row in winners if row is not None]
+    seen = [line for one in measured for line in summary(one)]
+    before = read_reduce_table(table).rows.values() if table.is_file() else ()
+    kept = [row for row in before if row.cu_num != units]
+    comments = [*_comments(_name(how.target, machine), machine)[:2], *_REDUCE_COMMENTS, *seen]
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text(format_reduce_table([*kept, *rows], comments), encoding="utf-8")
+    clear_reduce_routes()
+    return [one.rounds for one in measured]
 
 
 def _fill(
@@ -223,6 +300,7 @@ def _write_table(
     table.write_text(text, encoding="utf-8")
     clear_route_cache()
     clear_sparse_routes()
+    clear_paged_routes()
 
 
 def _sweep(
@@ -266,8 +344,9 @@ def _comments(name: str, machine: timing.Machine) -> list[str]:
     words = ["hipdecode", "tune"]
     for option in context.command.params:
         value = context.params[str(option.name)]
-        others = (name for op, of in _OF_OP.items() if op != context.params["op"] for name in of)
-        if option.name not in ("out", "raw", "fresh", *others):
+        own = _OF_OP[context.params["op"]]
+        others = {name for of in _OF_OP.values() for name in of if name not in own}
+        if value is not None and option.name not in ("out", "raw", "fresh", *others):
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             words += [option.opts[0], text]
     return [

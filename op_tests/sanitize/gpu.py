@@ -12,13 +12,16 @@ to another. Each report traced to its instructions on 2026-11-21 was one of thes
 deserves a look.
 
 Needs a Hopper GPU and NVIDIA's compute-sanitizer (it comes with CUDA). The set has every route and
-every kind of tile, page tails and requests without tokens; results are compared with the oracle in
-passing. Kernels are built before the tools start: `run.py` does the same for the CPU.
+every kind of tile of dense and sparse MLA, of paged attention and of the merges, page tails and
+requests without tokens; results are compared with the oracle in passing. Kernels are built before
+the tools start: `run.py` does the same for the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -29,9 +32,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 
+import hipdecode
 from hipdecode import ops
 from hipdecode.testing.calls import Checker
 from hipdecode.testing.cases import Case
+from hipdecode.testing.paged_cases import PagedCase, check_paged
+from hipdecode.testing.sparse_cases import SparseCase, check_sparse
 
 TARGET = "sm_90"
 TOOLS = {
@@ -61,13 +67,53 @@ def smoke_set(quick: bool) -> Iterator[tuple[Case, str]]:
                 yield case, call
 
 
+def sparse_smoke_set() -> Iterator[tuple[SparseCase, int]]:
+    """Both caches with holes and empty lists, one block of heads and two, whole and in splits."""
+    for nhead in (16, 128):
+        for splits in (1, 3):
+            yield SparseCase("v32", nhead, lens=(130, 0, 70), holes=7), splits
+            v4 = SparseCase("v4", nhead, lens=(128, 0, 1), extra_lens=(300, 0, 5), sink="mixed")
+            yield dataclasses.replace(v4, holes=5, layout="lengths"), splits
+
+
+def paged_smoke_set() -> Iterator[tuple[PagedCase, int]]:
+    """Rows of 16, 32 and 64 in a tile, both layouts of V, empty requests, whole and in splits."""
+    for gqa, mtp, dims in ((8, 1, 5), (16, 2, 4), (16, 4, 5)):
+        fp8 = PagedCase(lens=(250, 0, 33), mtp=mtp, gqa=gqa, value_dims=dims, holes=5)
+        for case in (fp8, dataclasses.replace(fp8, kv_dtype="bf16", scales="none")):
+            for splits in (1, 3):
+                yield case, splits
+
+
+def check_merge(splits: int, device: torch.device) -> None:
+    """The stand-alone merge of pieces that all have keys, and a request without any."""
+    kv_lens = (64 * splits, 5000, 0)
+    lse = torch.randn(3 * splits, 16, dtype=torch.float64)
+    partial = torch.randn(3 * splits, 16, 512, dtype=torch.float64)
+    weights = lse.view(3, splits, 16, 1).softmax(1)
+    want = (weights * partial.view(3, splits, 16, 512)).sum(1)
+    want[2] = 0
+    out = torch.full((3, 16, 512), float("nan"), dtype=torch.bfloat16, device=device)
+    tokens = torch.tensor([0, *itertools.accumulate(kv_lens)], dtype=torch.int32, device=device)
+    placed = (partial.float().to(device), lse.float().to(device))
+    hipdecode.mla_decode_reduce(*placed, out, tokens, 3, min(splits, 2), 4, splits)
+    torch.testing.assert_close(out.cpu().double(), want, atol=0.02, rtol=0.02)
+
+
 def smoke(quick: bool) -> None:
-    """Decodes the set and compares every result with the oracle."""
+    """Decodes the sets and compares every result with the oracle."""
     ops.load_binding()
-    check = Checker(TARGET, torch.device("cuda"))
+    device = torch.device("cuda")
+    check = Checker(TARGET, device)
     for case, call in smoke_set(quick):
         check(case, call)
-        torch.cuda.synchronize()
+    for sparse_case, splits in sparse_smoke_set():
+        check_sparse(sparse_case, splits, TARGET, device)
+    for paged_case, splits in paged_smoke_set():
+        check_paged(paged_case, TARGET, device, num_splits=splits)
+    for splits in (1, 4, 16):
+        check_merge(splits, device)
+    torch.cuda.synchronize()
 
 
 def run(tool: str, quick: bool) -> bool:

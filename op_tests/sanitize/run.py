@@ -17,7 +17,7 @@ from pathlib import Path
 from hipdecode import registry, target
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = ("decode_threads", "sparse_threads")
+PROGRAMS = ("decode_threads", "sparse_threads", "paged_threads")
 SANITIZERS = {
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "tsan": ["-fsanitize=thread"],

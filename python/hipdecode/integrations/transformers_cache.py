@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: MIT
+"""A paged cache for transformers' models: latents of MLA layers, keys and values of grouped ones.
+
+One step's page tables are made once, on the device, and every layer uses them. The lengths live on
+the device too, so that a graph that holds a step carries itself on from replay to replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
+
+from hipdecode.decode import mla_decode
+from hipdecode.errors import BadArgument
+from hipdecode.integrations.transformers_layers import (
+    FP8_DTYPES,
+    GroupedLayer,
+    LatentLayer,
+    PagedLayer,
+)
+from hipdecode.support import MAX_Q_LEN
+
+Decode = Callable[..., Tensor]
+"""`hipdecode.mla_decode` without the LSE, or something that takes and returns the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where the new tokens of one forward pass go, and what they may see.
+
+    Attributes:
+        q_len: new tokens of each request, padding included.
+        seen: columns before them, as the host counts.
+        decodes: the pages are read; else these are the first tokens, or too many for a decode.
+        rows: [batch * q_len] int64, token slots that they are written to.
+        columns: [batch, seen] int64, token slots of all columns before them; None in a decode.
+        qo_indptr: [batch + 1] int32, query rows of each request.
+        kv_indptr: [batch + 1] int32, pages of each request.
+        kv_indices: [batch * pages] int32, their ids; the tail is not used.
+        kv_last_page_lens: [batch] int32, tokens in each last page.
+        kv_len: average context to route for; None where the host cannot know it.
+        lengths: [batch] int32, tokens of each request, the new ones included.
+    """
+
+    q_len: int
+    seen: int
+    decodes: bool
+    rows: Tensor
+    columns: Tensor | None
+    qo_indptr: Tensor
+    kv_indptr: Tensor
+    kv_indices: Tensor
+    kv_last_page_lens: Tensor
+    kv_len: int | None
+    lengths: Tensor
+
+
+class PagedCache(Cache):
+    """A cache of fixed room in pages, for a model prepared by `install`.
+
+    Requests may be padded on the left; padding is not stored.
+
+    Attributes:
+        batch: requests.
+        capacity: columns of each request at most, padding included.
+        page_size: tokens of a page.
+        dtype: of the pages.
+        q_dtype: of the queries.
+        device: where they lie.
+        pages: [batch, pages] int32, page ids in the order of each request's tokens.
+        lengths: [batch] int32, tokens of each request so far.
+        kv_scales: per layer, one [1] fp32 (latents) or two (keys, values) that dequantise; or None.
+        decode: what decodes latents, `hipdecode.mla_decode` or something that stands in for it.
+        step: the last forward pass's, None before the first.
+        paged_layers: the layers.
+        latent: columns of a latent that are V; 0 in models with grouped keys.
+        kv_len: average context to route for, where the host's count says too little: for graphs.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        *,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype = torch.bfloat16,
+        page_size: int = 64,
+        kv_scales: Sequence[float | tuple[float, float]] | None = None,
+        device: torch.device | str = "cpu",
+        decode: Decode | None = None,
+    ) -> None:
+        """Makes the tables; each layer takes its memory with its first token.
+
+        Args:
+            config: of the model.
+            batch: requests.
+            capacity: columns of each request at most, padding included.
+            dtype: bf16, fp16 or a kind of fp8.
+            page_size: tokens of a page, a power of two.
+            kv_scales: what fp8 is multiplied by, one per layer (grouped keys: one, or a pair for
+                keys and values); for fp8 alone, where None is 1.
+            device: of the model.
+            decode: instead of `hipdecode.mla_decode`, for latents.
+
+        Raises:
+            BadArgument: a value is out of range, or the model has layers that pages do not serve.
+        """
+        _check_room(batch, capacity, page_size, dtype)
+        text = config.get_text_config(decoder=True)
+        layers = text.num_hidden_layers
+        _check_model(text)
+        self.latent = int(getattr(text, "kv_lora_rank", None) or 0)
+        self.batch, self.page_size, self.dtype = batch, page_size, dtype
+        self.q_dtype = torch.bfloat16 if dtype in FP8_DTYPES else dtype
+        self.device = torch.device(device)
+        pages = -(-capacity // page_size)
+        self.capacity = capacity
+        order = torch.arange(batch * pages, dtype=torch.int32, device=device)
+        self.pages = order.view(batch, pages)
+        self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
+        self.decode: Decode = mla_decode if decode is None else decode  # type: ignore[assignment]
+        self.step: Step | None = None
+        self.kv_len: int | None = None
+        self.kv_scales = _scales(kv_scales, layers, dtype, self.device)
+        kind = LatentLayer if self.latent else GroupedLayer
+        self.paged_layers: list[PagedLayer] = [kind(self) for _ in range(layers)]
+        super().__init__(layers=list(self.paged_layers))
+
+    def begin(self, q_len: int, attention_mask: Tensor | None = None) -> Step:
+        """Makes room for `q_len` more columns of every request, and the tables of this step.
+
+        Args:
+            q_len: new tokens of each request, padding included.
+            attention_mask: [batch, columns so far + q_len], 0 where a column is padding; padding
+                of a decode step lies left of its tokens.
+
+        Raises:
+            BadArgument: the columns do not fit, or the mask is of another shape.
+        """
+        seen = self.get_seq_length()
+        _check_step(self, seen, q_len, attention_mask)
+        before = self.lengths.clone()
+        if attention_mask is None:
+            new = torch.ones((self.batch, q_len), dtype=torch.bool, device=self.device)
+        else:
+            new = attention_mask[:, -q_len:].to(self.device, torch.bool)
+        counts = new.cumsum(1, dtype=torch.int32)
+        self.lengths.add_(counts[:, -1])
+        used = (self.lengths + (self.page_size - 1)) // self.page_size
+        decodes = q_len == 1 or (seen > 0 and q_len <= MAX_Q_LEN)
+        nowhere = self.pages.numel() * self.page_size
+        at = self._slots(before[:, None] + counts - 1).masked_fill(~new, nowhere)
+        columns = None
+        if seen and not decodes:
+            shift = seen - before[:, None]
+            columns = self._slots(torch.arange(seen, device=self.device) - shift)
+        kv_indptr, kv_indices = self._tables(used)
+        self.step = Step(
+            q_len=q_len,
+            seen=seen,
+            decodes=decodes,
+            rows=at.flatten(),
+            columns=columns,
+            qo_indptr=torch.arange(self.batch + 1, dtype=torch.int32, device=self.device) * q_len,
+            kv_indptr=kv_indptr,
+            kv_indices=kv_indices,
+            kv_last_page_lens=self.lengths - (used - 1).clamp(min=0) * self.page_size,
+            kv_len=self._kv_len(seen + q_len),
+            lengths=self.lengths,
+        )
+        return self.step
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the newest -tokens_to_remove tokens of every request (0 or less).
+
+        Raises:
+            BadArgument: a count above 0.
+        """
+        if tokens_to_remove > 0:
+            raise BadArgument(
+                f"tokens_to_remove: expected 0 or less, got {tokens_to_remove}; negate it"
+            )
+        super().crop(tokens_to_remove)
+        self.lengths.add_(tokens_to_remove).clamp_(min=0)
+
+    def reset(self) -> None:
+        """Forgets all tokens; memory and tables stay where they are."""
+        super().reset()  # type: ignore[no-untyped-call]
+        self.lengths.zero_()
+        self.step = None
+
+    @property
+    def batch_size(self) -> int:
+        """Requests."""
+        return self.batch
+
+    def _kv_len(self, columns: int) -> int | None:
+        """What a step of so many columns is routed for; a graph outlives its capture's count."""
+        if self.kv_len is not None:
+            return self.kv_len
+        captured = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        return None if captured else columns
+
+    def _slots(self, positions: Tensor) -> Tensor:
+        """Token slots of positions [batch, n] of each request; those below 0 are as 0."""
+        positions = positions.clamp(min=0).long()
+        pages = self.pages.gather(1, positions // self.page_size)
+        return pages.long() * self.page_size + positions % self.page_size
+
+    def _tables(self, used: Tensor) -> tuple[Tensor, Tensor]:
+        """kv_indptr and kv_indices of requests with `used` pages each."""
+        kv_indptr = torch.zeros(self.batch + 1, dtype=torch.int32, device=self.device)
+        torch.cumsum(used, 0, out=kv_indptr[1:])
+        entry = torch.arange(self.pages.numel(), dtype=torch.int32, device=self.device)
+        request = torch.searchsorted(kv_indptr[1:], entry, right=True).clamp(max=self.batch - 1)
+        page = (entry - kv_indptr[request]).clamp(max=self.pages.shape[1] - 1)
+        return kv_indptr, self.pages[request, page]
+
+
+def _scales(
+    given: Sequence[float | tuple[float, float]] | None,
+    layers: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[tuple[Tensor, Tensor]] | None:
+    if dtype not in FP8_DTYPES:
+        if given is not None:
+            raise BadArgument(f"kv_scales: expected None beside {dtype}, got some; leave them out")
+        return None
+    given = [1.0] * layers if given is None else given
+    pairs = [pair if isinstance(pair, tuple) else (pair, pair) for pair in given]
+    if len(pairs) != layers or not all(value > 0 for pair in pairs for value in pair):
+        raise BadArgument(f"kv_scales: expected {layers} numbers above 0, got {list(given)}")
+    return [
+        (torch.tensor([first], device=device), torch.tensor([second], device=device))
+        for first, second in pairs
+    ]
+
+
+def _check_room(batch: int, capacity: int, page_size: int, dtype: torch.dtype) -> None:
+    for name, value in (("batch", batch), ("capacity", capacity), ("page_size", page_size)):
+        if not isinstance(value, int) or value < 1:
+            raise BadArgument(f"{name}: expected an integer of 1 or more, got {value!r}")
+    if page_size & (page_size - 1) or page_size > 1024:
+        raise BadArgument(f"page_size: expected a power of two 1..1024, got {page_size}; use 64")
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32, *FP8_DTYPES):
+        raise BadArgument(f"dtype: expected bf16, fp16 or fp8 e4m3, got {dtype}; use bfloat16")
+
+
+def _check_model(config: PreTrainedConfig) -> None:
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):
+        kinds.add("sliding_attention")
+    if getattr(config, "index_topk", None) is not None:
+        kinds.add("sparse attention")
+    if kinds:
+        raise BadArgument(
+            f"config: expected a model with full attention alone, got {', '.join(sorted(kinds))}; "
+            "give this model transformers' own cache"
+        )
+
+
+def _check_step(cache: PagedCache, seen: int, q_len: int, mask: Tensor | None) -> None:
+    if seen + q_len > cache.capacity:
+        raise BadArgument(
+            f"capacity: expected room for {seen + q_len} tokens, got {cache.capacity}; make a "
+            "larger PagedCache"
+        )
+    if mask is not None and mask.shape != (cache.batch, seen + q_len):
+        raise BadArgument(
+            f"attention_mask: expected [{cache.batch}, {seen + q_len}], got {list(mask.shape)}"
+        )

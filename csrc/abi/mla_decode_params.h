@@ -46,9 +46,16 @@ struct MlaDecodeParams {
   int32_t page_bits;  // log2 of page_size
   int32_t
       together;  // hk: all blocks of the launch run at the same time and may wait for each other
-  int32_t reserved;  // 0
+  // Where the cache is one rank's share: groups of tokens are dealt to the ranks in turn. Read
+  // where g_kv_indptr is not null.
+  int32_t group;               // tokens
+  int32_t round;               // tokens of one group each, for 2 or more ranks
+  int32_t group_begin;         // where this rank's group begins in a round
+  uint32_t round_factor;       // n / round, n below 2^31, is the upper half of n * round_factor,
+  int32_t round_shift;         // shifted right by this
+  const int32_t* g_kv_indptr;  // [batch + 1] tokens over all ranks; null means one rank
 };
-static_assert(sizeof(MlaDecodeParams) == 15 * 8 + 11 * 8 + 12 * 4);
+static_assert(sizeof(MlaDecodeParams) == 15 * 8 + 11 * 8 + 16 * 4 + 8);
 static_assert(offsetof(MlaDecodeParams, q_stride_row) == 120);
 static_assert(offsetof(MlaDecodeParams, batch) == 208);
 

@@ -45,19 +45,15 @@ struct MlaDecodeHk {
   /// A tile of query rows, and which of its keys are this block's.
   struct Work {
     int32_t tile_index = 0;
-    int32_t split = 0, split_keys = 1, first_row = 0, q_len = 0;
+    int32_t split = 0, split_keys = 1, first_row = 0, q_len = 0, tokens = 0;
     int32_t begin = 0, packed = 0, stride = 0;  // packed rows of the first pass, all, of one pass
     KeySpan keys{};
 
     /// The first split exists even without keys.
-    TILE_FN bool exists() const {
-      return (split == 0 || keys.begin < keys.causal_end) && begin < packed;
-    }
-    TILE_FN bool whole() const { return keys.causal_end <= split_keys; }
+    TILE_FN bool exists() const { return (split == 0 || keys.begin < tokens) && begin < packed; }
+    TILE_FN bool whole() const { return tokens <= split_keys; }
     /// Splits that have keys, where there are several.
-    TILE_FN int32_t used() const {
-      return quotient(static_cast<int32_t>(keys.causal_end) + split_keys - 1, split_keys);
-    }
+    TILE_FN int32_t used() const { return quotient(tokens + split_keys - 1, split_keys); }
     TILE_FN QuerySpan rows(int32_t begin) const {
       return {first_row, 0, q_len, begin, begin + kRows < packed ? begin + kRows : packed};
     }
@@ -93,13 +89,13 @@ struct MlaDecodeHk {
     work.begin = (work.tile_index - request_index * p.row_tiles) * kRows;
     work.packed = packed_rows(p, work.q_len);
     work.stride = p.row_tiles * kRows;
-    const int32_t tokens = request.context_tokens(p);
+    const int32_t tokens = work.tokens = request.context_tokens(p);
     work.split_keys = split_size(tokens, p.num_splits, kMinSplitTokens);
     const int32_t first = work.split * work.split_keys, end = first + work.split_keys;
     work.keys = {.first_index = request.first_page,
                  .begin = first,
                  .end = end < tokens ? end : tokens,
-                 .causal_end = tokens};
+                 .causal_end = causal_end(p, request_index, tokens)};
     return work;
   }
 

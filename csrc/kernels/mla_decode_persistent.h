@@ -22,6 +22,13 @@ struct MlaDecodePersistent {
                      holds_tail ? last_page(p, work.batch) : p.page_size);
   }
 
+  /// Where a work begins among the tokens of its request here; asked by shares of a cache alone.
+  static TILE_FN int32_t tokens_ahead(const Params& p, const abi::WorkItem& work) {
+    if (p.g_kv_indptr == nullptr) return 0;
+    const int64_t pages = int64_t{work.kv_start} - p.kv_indptr[work.batch];
+    return clamp32(pages << p.page_bits, 0, kMaxTokens);
+  }
+
   static TILE_FN void run(const Params& params, tile::Block block, Shared& shared) {
     clear_unowned_rows<Shape::kHeadDimV>(params, block);
     const Params& p = tile::reread(params);
@@ -44,7 +51,8 @@ struct MlaDecodePersistent {
       const KeySpan keys{.first_index = work.kv_start,
                          .begin = 0,
                          .end = tokens,
-                         .causal_end = int64_t{tokens} + work.kv_offset};
+                         .causal_end = causal_end(p, work.batch, int64_t{tokens} + work.kv_offset),
+                         .ahead = tokens_ahead(p, work)};
       // stage 1: attend and write
       const bool whole = work.partial_qo_loc < 0;
       Tile::run(p, rows, keys, {!whole, whole ? first_row : work.partial_qo_loc, 1}, tiles);

@@ -95,11 +95,13 @@ void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Ten
                    OptionalTensor partial_output, OptionalTensor partial_lse,
                    OptionalTensor arrivals, OptionalTensor q_scale, OptionalTensor kv_scale,
                    int64_t max_seqlen_q, int64_t num_splits, double sm_scale, bool causal,
-                   int64_t tile_rows) {
+                   int64_t tile_rows, OptionalTensor g_kv_indptr, int64_t cp_world_size,
+                   int64_t cp_rank, int64_t kv_interleave) {
   const runtime::Place place = begin_call(q);
+  const Shard shard{g_kv_indptr, cp_world_size, cp_rank, kv_interleave};
   abi::MlaDecodeParams p =
       checked_params({q, kv_buffer, o, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens,
-                      q_scale, kv_scale, max_seqlen_q, sm_scale, causal});
+                      q_scale, kv_scale, max_seqlen_q, sm_scale, causal, &shard});
   constexpr int64_t kMostSplits = 1024;
   HIPDECODE_CHECK(num_splits >= 1 && num_splits <= kMostSplits, "num_splits: expected 1 to ",
                   kMostSplits, ", got ", num_splits);
@@ -130,11 +132,13 @@ void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor 
                            OptionalTensor kv_last_page_lens, Tensor work_indptr,
                            Tensor work_info_set, Tensor partial_output, Tensor partial_lse,
                            OptionalTensor q_scale, OptionalTensor kv_scale, int64_t max_seqlen_q,
-                           double sm_scale, bool causal) {
+                           double sm_scale, bool causal, OptionalTensor g_kv_indptr,
+                           int64_t cp_world_size, int64_t cp_rank, int64_t kv_interleave) {
   const runtime::Place place = begin_call(q);
+  const Shard shard{g_kv_indptr, cp_world_size, cp_rank, kv_interleave};
   abi::MlaDecodeParams p =
       checked_params({q, kv_buffer, o, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens,
-                      q_scale, kv_scale, max_seqlen_q, sm_scale, causal});
+                      q_scale, kv_scale, max_seqlen_q, sm_scale, causal, &shard});
   for (const Tensor* t : {&work_indptr, &work_info_set, &partial_output, &partial_lse})
     check_same_device("plan", *t, q);
   check_dim("work_info_set", work_info_set, 2);

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kCacheAlignment = 16;  // bytes; what vector loads and direct-to-LDS copies need
 constexpr int64_t kMaxPackedRows = int64_t{1} << 30;
+constexpr int64_t kMaxRound = int64_t{1} << 30;  // tokens dealt to all ranks in turn
 
 void check_cache(const Tensor& kv, abi::DType type) {
   const int64_t bytes = abi::element_bytes(type);
@@ -23,6 +24,31 @@ void check_cache(const Tensor& kv, abi::DType type) {
   HIPDECODE_CHECK(kv.stride(0) <= kMostStride && kv.stride(1) <= kMostStride,
                   "kv_buffer: expected strides below 2^32 elements, got ", kv.stride(0), " and ",
                   kv.stride(1));
+}
+
+/// Without lengths over all ranks a causal mask of several rows is unknown.
+void add_shard(const Shard& shard, const Tensor& q, abi::MlaDecodeParams& p) {
+  const auto [lengths, ranks, rank, group] = shard;
+  HIPDECODE_CHECK(ranks >= 1 && rank >= 0 && rank < ranks,
+                  "cp_world_size, cp_rank: expected 1 or more ranks and one of them, got ", ranks,
+                  " and ", rank);
+  HIPDECODE_CHECK(group >= 1 && ranks <= kMaxRound / group, "kv_interleave: expected 1 to ",
+                  kMaxRound / ranks, " for ", ranks, " ranks, got ", group);
+  if (lengths) check_same_device("g_kv_indptr", *lengths, q);
+  const int32_t* data =
+      lengths ? int32_data("g_kv_indptr", *lengths, int64_t{p.batch} + 1) : nullptr;
+  if (ranks == 1) return;
+  HIPDECODE_CHECK(data != nullptr || p.causal == 0 || p.max_seqlen_q == 1,
+                  "g_kv_indptr: expected lengths over all ranks where causal masks ",
+                  p.max_seqlen_q, " query rows and cp_world_size is ", ranks, ", got none");
+  p.g_kv_indptr = data;
+  p.group = static_cast<int32_t>(group);
+  p.round = static_cast<int32_t>(ranks * group);
+  p.group_begin = static_cast<int32_t>(rank * group);
+  const int bits = std::bit_width(static_cast<uint32_t>(p.round - 1));  // round is 2 or more
+  constexpr int kTokenBits = 31;
+  p.round_factor = static_cast<uint32_t>((uint64_t{1} << (kTokenBits + bits)) / p.round + 1);
+  p.round_shift = bits - 1;
 }
 
 }  // namespace
@@ -90,6 +116,7 @@ abi::MlaDecodeParams checked_params(const Inputs& in) {
   p.causal = in.causal;
   p.o_dtype = o_dtype;
   p.sm_scale = score_scale(in.sm_scale);
+  if (in.shard != nullptr) add_shard(*in.shard, in.q, p);
   return p;
 }
 

@@ -6,6 +6,12 @@
 
 namespace hipdecode::torch_ops {
 
+/// Which tokens of the requests the cache holds, where it is one rank's share.
+struct Shard {
+  OptionalTensor g_kv_indptr;
+  int64_t cp_world_size = 1, cp_rank = 0, kv_interleave = 1;
+};
+
 /// What every decode operator takes.
 struct Inputs {
   const Tensor &q, &kv_buffer, &o;
@@ -15,6 +21,7 @@ struct Inputs {
   int64_t max_seqlen_q;
   double sm_scale;
   bool causal;
+  const Shard* shard = nullptr;  // null: all of them
 };
 
 /// The kernel's parameters for a call of one split, after checking all that the host can know.

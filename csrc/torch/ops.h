@@ -11,14 +11,16 @@ void mla_decode_hk(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse, Ten
                    OptionalTensor partial_output, OptionalTensor partial_lse,
                    OptionalTensor arrivals, OptionalTensor q_scale, OptionalTensor kv_scale,
                    int64_t max_seqlen_q, int64_t num_splits, double sm_scale, bool causal,
-                   int64_t tile_rows);
+                   int64_t tile_rows, OptionalTensor g_kv_indptr, int64_t cp_world_size,
+                   int64_t cp_rank, int64_t kv_interleave);
 
 void mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor o, OptionalTensor lse,
                            Tensor qo_indptr, Tensor kv_indptr, Tensor kv_indices,
                            OptionalTensor kv_last_page_lens, Tensor work_indptr,
                            Tensor work_info_set, Tensor partial_output, Tensor partial_lse,
                            OptionalTensor q_scale, OptionalTensor kv_scale, int64_t max_seqlen_q,
-                           double sm_scale, bool causal);
+                           double sm_scale, bool causal, OptionalTensor g_kv_indptr,
+                           int64_t cp_world_size, int64_t cp_rank, int64_t kv_interleave);
 
 void mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr,
                 OptionalTensor reduce_final_map, Tensor reduce_partial_map, Tensor o,

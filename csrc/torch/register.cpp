@@ -18,7 +18,8 @@ STABLE_TORCH_LIBRARY(hipdecode, m) {
       "partial_lse, "
       "Tensor(e!)? arrivals, Tensor? q_scale, Tensor? kv_scale, int max_seqlen_q, int num_splits, "
       "float sm_scale, "
-      "bool causal, int tile_rows) -> ()");
+      "bool causal, int tile_rows, Tensor? g_kv_indptr=None, int cp_world_size=1, int cp_rank=0, "
+      "int kv_interleave=1) -> ()");
   m.def(
       "mla_decode_persistent(Tensor q, Tensor kv_buffer, Tensor(a!) o, Tensor(b!)? lse, Tensor "
       "qo_indptr, "
@@ -26,7 +27,8 @@ STABLE_TORCH_LIBRARY(hipdecode, m) {
       "work_info_set, "
       "Tensor(c!) partial_output, Tensor(d!) partial_lse, Tensor? q_scale, Tensor? kv_scale, int "
       "max_seqlen_q, "
-      "float sm_scale, bool causal) -> ()");
+      "float sm_scale, bool causal, Tensor? g_kv_indptr=None, int cp_world_size=1, int cp_rank=0, "
+      "int kv_interleave=1) -> ()");
   m.def(
       "mla_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduce_indptr, Tensor? "
       "reduce_final_map, "

@@ -39,7 +39,7 @@ constexpr intptr_t kDecodeArguments = 6, kPackArguments = 12;
 
 /// A call's objects, read and checked.
 struct Call {
-  std::array<PyObject*, 13> step;   // as _Step of python/hipdecode/decode.py
+  std::array<PyObject*, 14> step;   // as _Step of python/hipdecode/decode.py
   std::array<PyObject*, 5> choice;  // kv_len, batch_invariant, route, num_splits, tile_rows
   Tensor q, kv_buffer, o;
   OptionalTensor lse;
@@ -50,10 +50,11 @@ struct Call {
   const Planning* planning;
   runtime::Place place;
   abi::MlaDecodeParams p;
+  bool trims;  // keys that only later tiles of a request see may be missing from its works
   RouteKey key{};
 
   explicit Call(PyObject* const* a)
-      : step(items_of<13>(a[0])),
+      : step(items_of<14>(a[0])),
         choice(items_of<5>(a[1])),
         q(tensor_of(step[0])),
         kv_buffer(tensor_of(step[1])),
@@ -71,9 +72,11 @@ struct Call {
         place(begin_call(q)) {
     if (place.device.kind == runtime::DeviceKind::sim) throw Unusual{};  // it wants extents
     check_dim("q", q, 3);
+    const Shard shard = shard_of(step[13]);
     const double scale = float_of(step[11], std::pow(static_cast<double>(q.size(2)), -0.5));
     p = checked_params({q, kv_buffer, o, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens,
-                        q_scale, kv_scale, int_of(step[10]), scale, bool_of(step[12])});
+                        q_scale, kv_scale, int_of(step[10]), scale, bool_of(step[12]), &shard});
+    trims = p.causal != 0 && (step[13] == python().none || p.max_seqlen_q == 1);
     make_key(bool_of(a[4]));
   }
 
@@ -103,6 +106,13 @@ struct Call {
     key.head_dim_v = static_cast<int32_t>(o.size(2));
     key.q_dtype = static_cast<int32_t>(q.scalar_type());
     key.kv_dtype = static_cast<int32_t>(kv_buffer.scalar_type());
+  }
+
+  /// As KvShard of python/hipdecode/shard.py.
+  static Shard shard_of(PyObject* object) {
+    if (object == python().none) return {};
+    const std::array<PyObject*, 4> items = items_of<4>(object);
+    return {optional_tensor_of(items[0]), int_of(items[1]), int_of(items[2]), int_of(items[3])};
   }
 
   /// -1 for None; a caller's own number is never that.
@@ -135,13 +145,14 @@ bool is_for(const PlanFacts& plan, const Call& call) {
   const abi::MlaDecodeParams& p = call.p;
   return !is_elsewhere(plan, call.q) && plan.batch == p.batch && plan.nhead == p.nhead &&
          plan.page_size == p.page_size && plan.head_dim_v == call.o.size(2) &&
-         plan.max_seqlen_q >= p.max_seqlen_q && (plan.causal == 0 || p.causal != 0);
+         plan.max_seqlen_q >= p.max_seqlen_q && (plan.causal == 0 || call.trims);
 }
 
 /// Whether the arguments of mla_plan are those that fill this plan for this call.
 bool is_for(const Planning& planning, const PlanFacts& plan, const Call& call) {
   return planning.p.work_info == plan.work_info &&
-         planning.p.max_seqlen_qo == call.p.max_seqlen_q && planning.p.causal == call.p.causal &&
+         planning.p.max_seqlen_qo == call.p.max_seqlen_q &&
+         (planning.p.causal != 0) == call.trims &&
          (call.key.units == 0 || call.key.units == plan.clusters);
 }
 

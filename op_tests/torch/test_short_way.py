@@ -249,3 +249,21 @@ def test_unusual_sparse_calls_go_the_long_way(
     with pytest.raises(BadArgument, match="lengths: expected"):
         hipdecode.sparse_mla_decode(**inputs)
     assert outcomes == [short_way.SERVED, short_way.LONG_WAY, short_way.LONG_WAY]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_share_of_the_cache_goes_the_short_way(
+    device: torch.device, outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    inputs = cases.to_device(cases.make_inputs(CASE), device)
+    lengths = torch.tensor([0, 599, 739], dtype=torch.int32, device=device)
+    shard = hipdecode.KvShard(lengths, 2, 1)
+    plan = {"plan": plan_of(inputs, causal=False)} if route == "planned" else {}
+    name = "persistent" if route == "planned" else route
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "short_way", None)
+        want = decode(inputs, name, shard=shard, **plan)
+    for _ in range(3):
+        got = decode(inputs, name, shard=shard, **plan)
+        assert all(map(torch.equal, got, want))
+    assert outcomes[-1] == short_way.SERVED

@@ -251,5 +251,5 @@ def check_plan(
         raise WorkspaceError(
             f"plan: expected one for batch, nhead, page_size, head_dim_v {need}, max_seqlen_q "
             f"{max_seqlen_q}, causal {causal}, got {have}, {plan.max_seqlen_q}, {plan.causal}; "
-            "call plan_mla_decode with the arguments of the decode"
+            "call plan_mla_decode with the arguments of the decode (causal=False for a shard)"
         )

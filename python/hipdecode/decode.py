@@ -23,6 +23,7 @@ from .dispatch import DecodeShape, logger, route_mla_decode
 from .plan import MlaPlan, plan_mla_decode
 from .registry import LEAST_ROWS, wanted_rows
 from .shape_log import log_shape
+from .shard import KvShard, check_shard
 from .short_way import PLAN_MISSING, SCRATCH_MISSING, SERVED, ShortWay, is_watched
 from .workspace import SplitScratch, Workspace, default_workspace, split_scratch
 
@@ -40,6 +41,7 @@ def mla_decode(
     causal: bool = True,
     q_scale: Tensor | None = None,
     kv_scale: Tensor | None = None,
+    shard: KvShard | None = None,
     out: Tensor | None = None,
     return_lse: bool = False,
     lse: Tensor | None = None,
@@ -71,6 +73,8 @@ def mla_decode(
         causal: row i of n sees all keys but the last n - 1 - i. False: all rows see all keys.
         q_scale: fp32, one element above 0 on the device; dequantises an fp8 q, else ignored.
         kv_scale: likewise for an fp8 cache; enters the scores and the output.
+        shard: the keys are one rank's share of the requests': causal then masks by the place that
+            a key has among those of all ranks. None: all keys are here.
         out: [rows, nhead, head_dim_v] bf16 or fp16, written in place, strides honoured.
         return_lse: also return the log-sum-exp of the scores.
         lse: [rows, nhead] fp32 to write it to.
@@ -104,20 +108,22 @@ def mla_decode(
             out, lse = _outputs(q, out, lse, return_lse)
         index = (qo_indptr, kv_indptr, kv_indices, kv_last_page_lens)
         first = (q, kv_buffer, out, lse, *index, q_scale, kv_scale, max_seqlen_q)
-        call = (*first, sm_scale, causal)
+        call = (*first, sm_scale, causal, shard)
         if short is None or not _decode_short(short, call, choice, plan, workspace):
             scale = q.shape[2] ** -0.5 if sm_scale is None else sm_scale
             if isinstance(scale, Tensor) or isinstance(max_seqlen_q, Tensor):
                 raise TypeError("a number on the device: reading it would synchronise")
             if workspace is not None and not isinstance(workspace, Workspace):
                 raise TypeError("workspace")
-            _decode(_Step(*first, scale, causal), choice, plan, workspace)
+            _decode(_Step(*first, scale, causal, shard), choice, plan, workspace)
     except Exception:
         # The operators check all they are given, cheaply, before they write. Only when one refuses
         # is it worth the time to find out whose fault it was and to say so by name.
         check_inputs(q, kv_buffer, qo_indptr, kv_indptr, kv_indices, max_seqlen_q)
         check_options(q, out, lse, kv_last_page_lens, q_scale, kv_scale, qo_indptr.numel() - 1)
         check_choices(sm_scale, num_splits, workspace, plan, q.device, tile_rows)
+        batch = qo_indptr.numel() - 1
+        check_shard(shard, batch, q.device, causal=causal, max_seqlen_q=max_seqlen_q)
         raise
     return (out, lse) if return_lse and lse is not None else out
 
@@ -142,6 +148,12 @@ class _Step(NamedTuple):
     max_seqlen_q: int
     sm_scale: float | None
     causal: bool
+    shard: KvShard | None
+
+    @property
+    def trims(self) -> bool:
+        """Whether a plan may leave out keys that only later tiles of a request see."""
+        return self.causal and (self.shard is None or self.max_seqlen_q == 1)
 
     @property
     def batch(self) -> int:
@@ -246,8 +258,9 @@ def _decode_hk(step: _Step, num_splits: int, tile_rows: int, workspace: Workspac
         *_split_scratch(step, num_splits, workspace),
         *step[8:11],
         num_splits,
-        *step[11:],
+        *step[11:13],
         tile_rows,
+        *(step.shard or ()),
     )
 
 
@@ -256,14 +269,15 @@ def _decode_persistent(step: _Step, plan: MlaPlan | None, workspace: Workspace |
         plan = _own_plan(step, workspace)
     nhead, head_dim_v = step.out.shape[1:]
     page_size = step.kv_buffer.shape[1]
-    check_plan(plan, step.batch, nhead, head_dim_v, step.max_seqlen_q, page_size, step.causal)
+    check_plan(plan, step.batch, nhead, head_dim_v, step.max_seqlen_q, page_size, step.trims)
     torch.ops.hipdecode.mla_decode_persistent.default(
         *step[:8],
         plan.work_indptr,
         plan.work_info_set,
         plan.partial_output,
         plan.partial_lse,
-        *step[8:],
+        *step[8:13],
+        *(step.shard or ()),
     )
     if plan.clusters > 1:  # one cluster cuts nothing, so there is nothing to merge
         torch.ops.hipdecode.mla_reduce.default(
@@ -297,7 +311,7 @@ def _facts(step: _Step, choice: tuple[object, ...]) -> tuple[object, ...]:
 
 
 def _log(step: _Step, facts: tuple[object, ...], *, planned: bool) -> None:
-    shape = _shape(*facts)  # type: ignore[arg-type]
+    shape = _shape(*facts)
     log_shape(
         shape,
         route_mla_decode(shape),
@@ -309,46 +323,20 @@ def _log(step: _Step, facts: tuple[object, ...], *, planned: bool) -> None:
     )
 
 
-def _shape(
-    family: str,
-    compute_units: int,
-    batch: int,
-    nhead: int,
-    q_len: int,
-    q_dtype: str,
-    kv_dtype: str,
-    page_size: int,
-    head_dim_qk: int,
-    head_dim_v: int,
-    kv_len: int | None,
-    batch_invariant: bool,
-    route: str | None,
-    num_splits: int | None,
-    tile_rows: int | None,
-) -> DecodeShape:
-    return DecodeShape(
-        family=family,
-        compute_units=compute_units,
-        batch=batch,
-        nhead=nhead,
-        q_len=q_len,
-        kv_len=kv_len,
-        q_dtype=q_dtype,
-        kv_dtype=kv_dtype,
-        page_size=page_size,
-        head_dim_qk=head_dim_qk,
-        head_dim_v=head_dim_v,
-        batch_invariant=batch_invariant,
-        route=route,
-        num_splits=num_splits,
-        tile_rows=tile_rows,
-    )
+_FACTS = (
+    "family", "compute_units", "batch", "nhead", "q_len", "q_dtype", "kv_dtype", "page_size",
+    "head_dim_qk", "head_dim_v", "kv_len", "batch_invariant", "route", "num_splits", "tile_rows",
+)  # fmt: skip
+
+
+def _shape(*facts: object) -> DecodeShape:
+    return DecodeShape(**dict(zip(_FACTS, facts, strict=True)))  # type: ignore[arg-type]
 
 
 @ops.constant_when_traced
 def _prepare(device: torch.device, *facts: object) -> tuple[str, int, int]:
     """Routes and loads what the route launches."""
-    shape = _shape(*facts)  # type: ignore[arg-type]
+    shape = _shape(*facts)
     route = route_mla_decode(shape)
     dims = f"{shape.head_dim_qk}-{shape.head_dim_v}-{shape.q_dtype}-{shape.kv_dtype}"
     rows = wanted_rows(shape.family, shape.nhead * shape.q_len, route.tile_rows)
@@ -373,7 +361,7 @@ def _own_plan(step: _Step, workspace: Workspace | None) -> MlaPlan:
     _, nhead, head_dim_v = step.out.shape
     _, units = ops.family_and_units(step.q.device)
     page_size = step.kv_buffer.shape[1]
-    key = (step.batch, nhead, step.max_seqlen_q, head_dim_v, units, page_size, step.causal)
+    key = (step.batch, nhead, step.max_seqlen_q, head_dim_v, units, page_size, step.trims)
     if workspace is None and not torch.compiler.is_compiling():
         workspace = default_workspace(step.q.device)
     if workspace is not None:
@@ -385,7 +373,7 @@ def _own_plan(step: _Step, workspace: Workspace | None) -> MlaPlan:
         max_seqlen_q=step.max_seqlen_q,
         page_size=page_size,
         kv_last_page_lens=step.kv_last_page_lens,
-        causal=step.causal,
+        causal=step.trims,
         head_dim_v=head_dim_v,
         out=kept,
         workspace=workspace,

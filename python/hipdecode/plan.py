@@ -209,7 +209,8 @@ def plan_mla_decode(
         max_seqlen_q: query rows of one request at most.
         page_size: tokens per page.
         kv_last_page_lens: [batch] int32, tokens in the last page; not read where page_size is 1.
-        causal: the decode will mask causally; lets a work leave out keys no row of it sees.
+        causal: the decode will mask causally; lets a work leave out keys no row of it sees. False
+            where the keys are a rank's share.
         compute_units: clusters that share the work; by default the device's units (CPU: threads).
         max_split_per_batch: -1, or the number of cuts allowed per request on average.
         intra_batch_mode: cut every tile into equally many works instead of balancing clusters.

@@ -35,6 +35,7 @@ struct KeySpan {
   int32_t begin, end;
   int64_t
       causal_end;  // the request's last token sees keys before this; earlier tokens one less each
+  int32_t ahead = 0;  // what causal_end counts before page entry first_index, on this rank
 };
 
 /// Where a span's rows go: o (final) or the partial buffers, row first_row + token * stride.
@@ -55,6 +56,13 @@ TILE_FN int32_t last_page(const abi::MlaDecodeParams& p, int64_t request) {
   return full ? p.page_size : clamp32(p.kv_last_page_lens[request], 0, p.page_size);
 }
 
+/// Where causality ends the keys of a request: behind its `tokens` keys here, or those of all
+/// ranks.
+TILE_FN int64_t causal_end(const abi::MlaDecodeParams& p, int64_t request, int64_t tokens) {
+  if (p.g_kv_indptr == nullptr) return tokens;
+  return int64_t{p.g_kv_indptr[request + 1]} - p.g_kv_indptr[request];
+}
+
 /// Tokens of entries [first, end) of the page table, of which the last page holds `last`.
 TILE_FN int32_t tokens_of(const abi::MlaDecodeParams& p, int32_t first, int32_t end, int32_t last) {
   // all in 32 bits: the first key waits for it
@@ -69,26 +77,39 @@ TILE_FN int32_t tokens_of(const abi::MlaDecodeParams& p, int32_t first, int32_t 
   return static_cast<int32_t>(tokens < kMaxTokens ? tokens : kMaxTokens);
 }
 
+/// Of the first `tokens` tokens of a request, those in this rank's share of the cache.
+TILE_FN int32_t own_tokens(const abi::MlaDecodeParams& p, int32_t tokens) {
+  if (p.g_kv_indptr == nullptr || tokens <= 0) return tokens;
+  const uint64_t product = uint64_t{static_cast<uint32_t>(tokens)} * p.round_factor;
+  const auto rounds = static_cast<int32_t>(static_cast<uint32_t>(product >> 32) >> p.round_shift);
+  const int32_t rest = tokens - rounds * p.round - p.group_begin;
+  return rounds * p.group + (rest < 0 ? 0 : rest > p.group ? p.group : rest);
+}
+
 /// How many tokens of a range packed row r may see: non-decreasing in r.
 struct Visible {
-  int32_t end;     // what row 0 of the request would see if rows counted no tokens
-  int32_t count;   // tokens of the range
-  uint32_t begin;  // packed row 0
-  uint32_t nhead;
+  const abi::MlaDecodeParams& p;
+  int32_t end;    // tokens that row 0 of the request would see if rows counted none, on all ranks
+  int32_t begin;  // the range, in tokens of this rank
+  int32_t count;
+  uint32_t first;      // packed row 0
+  int32_t first_seen;  // the tokens of this rank that it sees: it is asked for at every tile
   bool causal;
-  int32_t first;  // token of row 0: it is asked for at every tile
 
   TILE_FN int operator()(int r) const {
     if (!causal) return count;
-    const int32_t token =
-        r == 0 ? first : static_cast<int32_t>((begin + static_cast<uint32_t>(r)) / nhead);
-    const int32_t seen = end + token;
+    const int32_t seen = (r == 0 ? first_seen : seen_by(r)) - begin;
     return seen < 0 ? 0 : seen > count ? count : seen;
+  }
+
+  TILE_FN int32_t seen_by(int r) const {
+    const uint32_t token = (first + static_cast<uint32_t>(r)) / static_cast<uint32_t>(p.nhead);
+    return own_tokens(p, end + static_cast<int32_t>(token));
   }
 
   /// The same of `tokens` tokens from `from` on.
   TILE_FN Visible part(int32_t from, int32_t tokens) const {
-    return {end - from, tokens, begin, nhead, causal, first};
+    return {p, end, begin + from, tokens, first, first_seen, causal};
   }
 };
 
@@ -171,13 +192,17 @@ struct MlaTile {
   }
 
   static TILE_FN Visible visible_in(const Params& p, const QuerySpan& rows, const KeySpan& keys) {
-    const int64_t end = keys.causal_end - (rows.q_len - 1 - rows.position) - keys.begin;
-    return {.end = clamp32(end, -kMaxTokens, kMaxTokens),
-            .count = keys.end - keys.begin,
-            .begin = static_cast<uint32_t>(rows.begin),
-            .nhead = static_cast<uint32_t>(p.nhead),
-            .causal = p.causal != 0 && rows.q_len > 1,  // one token sees all
-            .first = rows.begin / p.nhead};
+    const bool causal = p.causal != 0 && rows.q_len > 1;  // one token sees all
+    const int64_t end = keys.causal_end - (rows.q_len - 1 - rows.position);
+    Visible visible{.p = p,
+                    .end = clamp32(end, -kMaxTokens, kMaxTokens),
+                    .begin = keys.begin + keys.ahead,
+                    .count = keys.end - keys.begin,
+                    .first = static_cast<uint32_t>(rows.begin),
+                    .first_seen = 0,
+                    .causal = causal};
+    visible.first_seen = visible.seen_by(0);
+    return visible;
   }
 
   static TILE_FN float scale_of(const float* scale, bool used) {

@@ -17,6 +17,7 @@ from torch import Tensor
 from hipdecode.errors import BadArgument
 from hipdecode.plan import MlaPlan, plan_mla_decode
 from hipdecode.plan_sizes import TILE_ROWS, Six, mla_metadata_info
+from hipdecode.shard import KvShard
 from hipdecode.workspace import default_workspace
 
 HEAD_DIM_V = 512
@@ -141,7 +142,7 @@ def get_mla_metadata_v1(
         topk: -1, or the keys per query token at most, with kv_indices laid out [rows, topk].
         max_split_per_batch: -1, or cuts per request on average.
         intra_batch_mode: cut every tile into equally many works.
-        is_cp_round_robin: keys are a share of the request's; nothing is trimmed here anyway.
+        is_cp_round_robin: the keys are a rank's share; no key is left out here anyway.
         mla_version: 0 (V32).
         dtype_q_nope: see above.
         dtype_q_rope: see above.
@@ -185,6 +186,13 @@ def get_mla_metadata_v1(
             (*lists, *maps), batch, nhead, max_seqlen_qo, page_size, HEAD_DIM_V, intra=intra
         ),
     )
+
+
+def shard_of(g_kv_indptr: Tensor | None, cp_world_size: int, cp_rank: int) -> KvShard | None:
+    """The share of a cache that AITER's three arguments are; None for all of it."""
+    if cp_world_size == 1 and cp_rank == 0:
+        return None
+    return KvShard(g_kv_indptr, cp_world_size, cp_rank)
 
 
 def plan_of(

@@ -8,7 +8,7 @@ from torch import Tensor
 from hipdecode.decode import mla_decode
 from hipdecode.errors import BadArgument
 
-from .metadata import plan_of
+from .metadata import plan_of, shard_of
 
 __all__ = ["mla_decode_fwd"]
 
@@ -72,8 +72,9 @@ def mla_decode_fwd(
         intra_batch_mode: advice: the plan says how it cuts.
         return_logits: False.
         return_lse: also return the log-sum-exp.
-        g_kv_indptr: [batch + 1] int32, lengths over all ranks where each holds every
-            cp_world_size-th token; needed to mask causally, so for one query row only is it unused.
+        g_kv_indptr: [batch + 1] int32, tokens over all ranks, where each holds every
+            cp_world_size-th: the j-th key here is token j * cp_world_size + cp_rank. Needed where
+            causal masks several query rows.
         cp_world_size: ranks that share the keys.
         cp_rank: which of them this is.
         causal: row i of n sees all keys but the last n - 1 - i.
@@ -86,11 +87,6 @@ def mla_decode_fwd(
         UnsupportedShape: no kernel for this shape.
     """
     _refuse(kv_buffer, page_size, nhead_kv, logit_cap, return_logits)
-    if cp_world_size != 1 and causal and max_seqlen_q > 1:
-        raise BadArgument(
-            f"cp_world_size: expected 1 where causal masks {max_seqlen_q} query rows, got "
-            f"{cp_world_size}; decode one row at a time or pass causal=False"
-        )
     lists = (work_meta_data, work_indptr, work_info_set)
     maps = (reduce_indptr, reduce_final_map, reduce_partial_map)
     plan = None
@@ -109,6 +105,7 @@ def mla_decode_fwd(
         causal=causal,
         q_scale=q_scale,
         kv_scale=kv_scale,
+        shard=shard_of(g_kv_indptr, cp_world_size, cp_rank),
         out=o,
         return_lse=return_lse,
         plan=plan,

@@ -10,6 +10,9 @@ from hipdecode import ops
 from hipdecode.arguments import DTYPE_NAMES, check_inputs, check_options, check_tensor
 from hipdecode.errors import BadArgument
 from hipdecode.registry import wanted_rows
+from hipdecode.shard import check_shard
+
+from .metadata import shard_of
 
 
 def hk_mla_v32_decode_fwd(
@@ -124,9 +127,9 @@ def mla_decode_stage1_asm_fwd(
         lse: [rows, nhead] fp32, natural log, or None.
         q_scale: fp32, one element on the device, for an fp8 Q.
         kv_scale: likewise for an fp8 cache.
-        g_kv_indptr: None.
-        cp_world_size: 1.
-        cp_rank: 0.
+        g_kv_indptr: as mla_decode_fwd.
+        cp_world_size: likewise.
+        cp_rank: likewise.
         valid_split_count: None.
         use_valid_split_count_reduce: 0.
         causal: row i of n sees all keys but the last n - 1 - i.
@@ -137,21 +140,23 @@ def mla_decode_stage1_asm_fwd(
     """
     given = (
         ("num_kv_splits_indptr", num_kv_splits_indptr),
-        ("g_kv_indptr", g_kv_indptr),
         ("valid_split_count", valid_split_count),
     )
     for name, tensor in given:
         if tensor is not None:
             raise BadArgument(f"{name}: expected None, got a tensor; call mla_decode_fwd")
-    if nhead_kv != 1 or cp_world_size != 1 or use_valid_split_count_reduce:
+    if nhead_kv != 1 or use_valid_split_count_reduce:
         raise BadArgument(
-            "nhead_kv, cp_world_size, use_valid_split_count_reduce: expected 1, 1, 0, got "
-            f"{nhead_kv}, {cp_world_size}, {use_valid_split_count_reduce}; call mla_decode_fwd"
+            "nhead_kv, use_valid_split_count_reduce: expected 1, 0, got "
+            f"{nhead_kv}, {use_valid_split_count_reduce}; call mla_decode_fwd"
         )
     if not isinstance(work_indptr, Tensor) or not isinstance(work_info_set, Tensor):
         raise BadArgument("work_indptr, work_info_set: expected those of a plan, got None")
     check_inputs(Q, KV, qo_indptr, kv_indptr, kv_page_indices, max_seqlen_q)
     check_options(Q, output, lse, kv_last_page_lens, q_scale, kv_scale, qo_indptr.numel() - 1)
+    shard = shard_of(g_kv_indptr, cp_world_size, cp_rank)
+    batch = qo_indptr.numel() - 1
+    check_shard(shard, batch, Q.device, causal=causal, max_seqlen_q=max_seqlen_q)
     if page_size != KV.shape[1]:
         raise BadArgument(f"page_size: expected that of KV, {KV.shape[1]}, got {page_size}")
     for name, tensor in (("splitData", splitData), ("splitLse", splitLse)):
@@ -184,4 +189,5 @@ def mla_decode_stage1_asm_fwd(
         max_seqlen_q,
         softmax_scale,
         causal,
+        *(shard or ()),
     )

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from .paged import paged_attention
     from .plan import MlaPlan, plan_mla_decode
     from .plan_sizes import mla_metadata_info
+    from .ranks import RankedDecode
     from .reduce import mla_reduce
+    from .shard import KvShard, shard_indptr, shard_lengths
     from .sparse import sparse_mla_decode, warmup_sparse
     from .sparse_cache import new_sparse_cache, quantize_v4, quantize_v32
     from .warm import warmup
@@ -51,7 +53,9 @@ _HOMES = {
     "paged": ("paged_attention",),
     "plan": ("MlaPlan", "plan_mla_decode"),
     "plan_sizes": ("mla_metadata_info",),
+    "ranks": ("RankedDecode",),
     "reduce": ("mla_reduce",),
+    "shard": ("KvShard", "shard_indptr", "shard_lengths"),
     "sparse": ("sparse_mla_decode", "warmup_sparse"),
     "sparse_cache": ("new_sparse_cache", "quantize_v32", "quantize_v4"),
     "warm": ("warmup",),
@@ -63,8 +67,10 @@ __all__ = [
     "BadArgument",
     "BuildError",
     "HipdecodeError",
+    "KvShard",
     "MlaPlan",
     "NotWarmed",
+    "RankedDecode",
     "TargetError",
     "UnsupportedShape",
     "Workspace",
@@ -81,6 +87,8 @@ __all__ = [
     "plan_mla_decode",
     "quantize_v4",
     "quantize_v32",
+    "shard_indptr",
+    "shard_lengths",
     "sparse_mla_decode",
     "warmup",
     "warmup_sparse",

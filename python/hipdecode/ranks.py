@@ -19,6 +19,9 @@ from .decode import mla_decode
 from .errors import BadArgument
 from .shard import KvShard, check_deal
 
+# PyTorch 2.13 has another name for it
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 class _Results(NamedTuple):
     """Partial results of some ranks, and the bytes that are both."""
@@ -276,7 +279,7 @@ class RankedDecode:
             sent.lse.copy_(lse.view(rows, ranks, self.own_heads).transpose(0, 1))
             dist.all_to_all_single(received.flat, sent.flat, group=self.group)
         else:
-            dist.all_gather_into_tensor(received.flat, sent.flat, group=self.group)
+            _all_gather(received.flat, sent.flat, group=self.group)
 
     def _merge(self, views: _Views, out: Tensor, lse: Tensor | None) -> None:
         rows, heads = out.shape[:2]

@@ -20,6 +20,7 @@ from hipdecode import RankedDecode
 from hipdecode.errors import BadArgument
 from hipdecode.testing import cases, rank_cases
 from hipdecode.testing.cases import Case
+from hipdecode.testing.recorder import Recorder
 
 RAGGED = Case(nhead=16, q_lens=(4, 4, 1, 3, 4), kv_lens=(300, 3, 1, 130, 0))
 ONE_ROW = Case(nhead=16, q_lens=(1,) * 5, kv_lens=(200, 1, 0, 3, 65), seed=1)
@@ -111,6 +112,25 @@ def merged_by_hand(group: dist.ProcessGroup | None) -> list[tuple[Tensor, Tensor
     return [(out, merged)]
 
 
+def warm_step_ops(group: dist.ProcessGroup | None) -> dict[str, list[str]]:
+    """What a warm step runs, for each layout."""
+    ran = {}
+    for name, scatter in {"gather": False, "scatter": True}.items():
+        rows = sum(RAGGED.q_lens)
+        ranked = RankedDecode(rows, RAGGED.nhead, group=group, scatter_heads=scatter)
+        share = JOBS["ragged-4"].share(RAGGED, ranked.rank)
+        memory = {
+            "out": torch.empty(rows, ranked.own_heads, 512, dtype=torch.bfloat16),
+            "lse": torch.empty(rows, ranked.own_heads),
+            "workspace": hipdecode.Workspace(),
+        }
+        for _ in range(2):
+            with Recorder() as recorder:
+                ranked.decode(**share, **memory, route="hk", num_splits=3)
+        ran[name] = recorder.ops
+    return ran
+
+
 def refusals() -> dict[str, str]:
     """What wrong arguments are answered with, before anything is sent."""
     ranked = RankedDecode(4, 6)
@@ -142,6 +162,7 @@ def main(rank: int, ranks: int, folder: Path) -> None:
     groups = {2: pairs[rank // 2], ranks: None}
     results: dict[str, Any] = {name: job.run(groups[job.ranks]) for name, job in JOBS.items()}
     results["merged-4"] = merged_by_hand(None)
+    results["ops"] = warm_step_ops(None)
     results["refusals"] = refusals()
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()

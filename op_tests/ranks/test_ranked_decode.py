@@ -90,6 +90,19 @@ def test_every_rank_has_the_same_bits(results: Results) -> None:
     assert all(all(map(torch.equal, first, other)) for other in others)
 
 
+@pytest.mark.parametrize("layout", ["gather", "scatter"])
+def test_a_warm_step_allocates_nothing_and_sends_once(layout: str, results: Results) -> None:
+    for result in results:
+        ops = [name.rpartition(".")[0] for name in result["ops"][layout]]
+        views = {"slice", "view", "transpose", "select", "_unsafe_view", "alias", "detach"}
+        others = [name for name in ops if name not in {f"aten.{view}" for view in views}]
+        copies, sent = (2, "_allgather_base_") if layout == "gather" else (4, "alltoall_base_")
+        assert others == [
+            "hipdecode.mla_decode_hk", *["aten.copy_"] * (copies - 2), f"c10d.{sent}",
+            "aten.copy_", "aten.copy_", "hipdecode.mla_reduce",
+        ]  # fmt: skip
+
+
 def test_wrong_arguments_are_refused_before_anything_is_sent(results: Results) -> None:
     named = {
         "scattered heads": "nhead: expected a multiple of the group's 4 ranks",

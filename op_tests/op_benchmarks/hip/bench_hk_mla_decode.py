@@ -9,9 +9,7 @@ would take hours: `--max-kv-tokens` and `--budget-s` bound it, and what they lea
 
 from __future__ import annotations
 
-import csv
 import itertools
-import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,12 +24,12 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "python"))
 
 from hipdecode import settings, target
-from hipdecode.errors import BadArgument
 from hipdecode.testing import timing
 from hipdecode.testing.bench_case import DecodeCase
 from hipdecode.testing.bench_report import IntList, Oracle, console, write_csv
 from hipdecode.testing.device_clock import clock_of
 from hipdecode.testing.peers import Hipdecode, route_of
+from hipdecode.testing.traces import trace_batches
 
 KERNELS = (Hipdecode("persistent", "persistent"), Hipdecode("hk", "hk"))
 
@@ -107,18 +105,7 @@ def from_trace(path: Path, batches: Sequence[int], pages: Sequence[int], q_len: 
     Raises:
         BadArgument: neither column is there, or the file holds no rows.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    columns = list(rows[0]) if rows else []
-    if "kv_lens" in columns:
-        drawn = [[int(word) for word in row["kv_lens"].split()] for row in rows]
-    elif "context_tokens" in columns:
-        pool, rng = [int(row["context_tokens"]) for row in rows], random.Random(0)
-        drawn = [rng.choices(pool, k=batch) for batch in batches]
-    else:
-        raise BadArgument(
-            f"{path}: expected a column kv_lens or context_tokens, got {columns}; name one so"
-        )
+    drawn = trace_batches(path, batches)
     batches_of = [tuple(max(q_len, length) for length in lens) for lens in drawn if lens]
     return [Shape(page, lens) for page in pages for lens in batches_of]
 

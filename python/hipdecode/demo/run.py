@@ -6,6 +6,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from hipdecode.arguments import DTYPE_NAMES
 from hipdecode.demo import plot
 from hipdecode.demo.cache import PagedLatentCache
 from hipdecode.demo.generate import Agreement, compare_with_eager, continue_prompt
-from hipdecode.demo.model import absorb, load_model, serve_on
+from hipdecode.demo.model import absorb, decode_step, load_model, serve_on
 from hipdecode.demo.replay import replay_prompt, torch_decode
 from hipdecode.demo.routes import routes_taken
 from hipdecode.demo.score import bits_decoded, bits_eager, held_out_rows
@@ -165,7 +166,7 @@ def _score(
             kv_scales=scales,
             page_size=PAGE_SIZE,
         )
-        bits[name] = bits_decoded(served, cache, rows, SCORED_Q_LEN)
+        bits[name] = bits_decoded(partial(decode_step, served, cache), rows, SCORED_Q_LEN)
         caches[f"score, {name}"] = cache
     return bits, caches
 

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from transformers import DeepseekV3ForCausalLM
 
-from hipdecode.demo.cache import PagedLatentCache
-from hipdecode.demo.model import decode_step
 from hipdecode.demo.text import load_held_out, windows
 
 
@@ -31,14 +30,11 @@ def bits_eager(model: DeepseekV3ForCausalLM, rows: Tensor) -> float:
     return _nats(model(input_ids=rows[:, :-1], use_cache=False).logits, rows[:, 1:]) / math.log(2)
 
 
-def bits_decoded(
-    model: DeepseekV3ForCausalLM, cache: PagedLatentCache, rows: Tensor, q_len: int
-) -> float:
+def bits_decoded(step: Callable[[Tensor], Tensor], rows: Tensor, q_len: int) -> float:
     """The same number, decoded step by step.
 
     Args:
-        model: from `absorb`, served on `cache`.
-        cache: empty, for as many requests as there are rows.
+        step: takes the next tokens [batch, q_len] of every row and returns their logits.
         rows: as for `bits_eager`.
         q_len: tokens of each request per step.
     """
@@ -47,8 +43,7 @@ def bits_decoded(
     for tokens, next_tokens in zip(
         *(torch.split(part, q_len, 1) for part in (given, wanted)), strict=True
     ):
-        logits = decode_step(model, cache, tokens)
-        total += _nats(logits, next_tokens) * tokens.shape[1]
+        total += _nats(step(tokens), next_tokens) * tokens.shape[1]
     return total / given.shape[1] / math.log(2)
 
 

@@ -188,6 +188,25 @@ class PagedCache(Cache):
         super().crop(tokens_to_remove)
         self.lengths.add_(tokens_to_remove).clamp_(min=0)
 
+    def calibrate(self, dtype: torch.dtype, headroom: float = 4.0) -> list[tuple[float, float]]:
+        """Scales for an fp8 cache of the same model, one pair per layer; reads the tokens here.
+
+        Args:
+            dtype: the kind of fp8.
+            headroom: how much larger than the largest value here another text's may be. fp8 loses
+                nothing by it.
+        """
+        columns = torch.arange(int(self.lengths.max()), device=self.device)
+        rows = self._slots(torch.minimum(columns, (self.lengths - 1)[:, None]))
+        factor = headroom / torch.finfo(dtype).max
+        scales = []
+        for layer in self.paged_layers:
+            found = layer.read(rows, torch.float32)
+            first, second = (max(part.abs().max().item(), 1e-6) * factor for part in found)
+            # a latent and its rotary part lie in one row
+            scales.append((max(first, second),) * 2 if self.latent else (first, second))
+        return scales
+
     def reset(self) -> None:
         """Forgets all tokens; memory and tables stay where they are."""
         super().reset()  # type: ignore[no-untyped-call]

@@ -186,14 +186,24 @@ class Engine:
         blocks = torch.randperm(self.cache.shape[0], generator=self.generator)
         return blocks[: batch * self.width].view(batch, self.width).to(torch.int32)
 
-    def fill(self, table: Tensor, kv_lens: tuple[int, ...]) -> None:
-        """Puts new tokens where the table says."""
-        for blocks, tokens in zip(table.tolist(), kv_lens, strict=True):
-            values = self.normal((tokens, LATENT + ROPE))
-            if self.fp8:
-                values = (values.float() / self.k_scale).to(_FP8).view(torch.uint8)
-            for i, block in enumerate(blocks[: -(-tokens // self.block_size)]):
-                part = values[i * self.block_size : (i + 1) * self.block_size]
+    def fill(self, table: Tensor, kv_lens: tuple[int, ...]) -> list[Tensor]:
+        """Puts new tokens where the table says, and returns them."""
+        values = [self.tokens(count) for count in kv_lens]
+        self.put(table, values)
+        return values
+
+    def tokens(self, count: int) -> Tensor:
+        """Rows as they lie in the cache."""
+        values = self.normal((count, LATENT + ROPE))
+        return (values.float() / self.k_scale).to(_FP8).view(torch.uint8) if self.fp8 else values
+
+    def put(self, table: Tensor, values: list[Tensor]) -> None:
+        """Puts rows of each request where the table says; NaN in the rest of its last block."""
+        size = self.block_size
+        for blocks, rows in zip(table.tolist(), values, strict=True):
+            for i, block in enumerate(blocks[: -(-len(rows) // size)]):
+                part = rows[i * size : (i + 1) * size]
+                self.cache[block].fill_(0x7F if self.fp8 else float("nan"))
                 self.cache[block, : len(part)] = part
 
     def common(self, step: Step, table: Tensor) -> CommonAttentionMetadata:

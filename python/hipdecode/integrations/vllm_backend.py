@@ -34,6 +34,7 @@ from hipdecode.integrations.vllm_metadata import (
     HipdecodeMLAMetadataBuilder,
     quantizes_queries,
 )
+from hipdecode.shard import KvShard
 from hipdecode.support import MAX_NHEAD
 
 HEAD_SIZES = [576, 512]
@@ -138,6 +139,7 @@ class HipdecodeMLAImpl(MLACommonImpl[HipdecodeMLAMetadata]):  # type: ignore[mis
 
     can_return_lse_for_decode: bool = True
     supports_dcp: bool = True
+    supports_mtp_with_cp_non_trivial_interleave_size: bool = True
     supports_pcp: bool = False
 
     def __init__(
@@ -185,7 +187,9 @@ class HipdecodeMLAImpl(MLACommonImpl[HipdecodeMLAMetadata]):  # type: ignore[mis
                 "--tensor-parallel-size or lower --decode-context-parallel-size"
             )
         self.supports_quant_query_input = quantizes_queries()
-        self._out_dtype = get_current_vllm_config().model_config.dtype
+        config = get_current_vllm_config()
+        self._out_dtype = config.model_config.dtype
+        self._kv_interleave = config.parallel_config.cp_kv_cache_interleave_size
 
     def forward_mqa(
         self,
@@ -211,6 +215,10 @@ class HipdecodeMLAImpl(MLACommonImpl[HipdecodeMLAMetadata]):  # type: ignore[mis
             q = torch.cat(q, dim=-1)
         rows, nhead, _ = q.shape
         out = torch.empty((rows, nhead, self.kv_lora_rank), dtype=self._out_dtype, device=q.device)
+        shard = None
+        if decode.g_kv_indptr is not None:
+            ranks = (self.dcp_world_size, self.dcp_rank)
+            shard = KvShard(decode.g_kv_indptr, *ranks, self._kv_interleave)
         lse = None
         if self.need_to_return_lse_for_decode:
             lse = torch.empty((rows, nhead), dtype=torch.float32, device=q.device)
@@ -232,6 +240,7 @@ class HipdecodeMLAImpl(MLACommonImpl[HipdecodeMLAMetadata]):  # type: ignore[mis
             kv_len=None if decode.plan is not None else decode.kv_len,
             route=None if decode.plan is None else "persistent",
             batch_invariant=envs.VLLM_BATCH_INVARIANT,
+            shard=shard,
         )
         return out, lse
 

@@ -39,6 +39,8 @@ class HipdecodeMLADecodeMetadata(MLACommonDecodeMetadata):  # type: ignore[misc]
         max_query_len: query rows of one request at most.
         kv_len: average context in tokens, for the route.
         plan: of the step; None where the route needs none.
+        g_kv_indptr: [num_decodes + 1] int32, tokens of each request over all ranks that share
+            them (decode context parallelism); None where the cache is whole.
     """
 
     qo_indptr: Tensor
@@ -48,6 +50,7 @@ class HipdecodeMLADecodeMetadata(MLACommonDecodeMetadata):  # type: ignore[misc]
     max_query_len: int
     kv_len: int | None = None
     plan: MlaPlan | None = None
+    g_kv_indptr: Tensor | None = None
 
     @property
     def lists(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,6 +73,7 @@ class HipdecodeMLAMetadataBuilder(MLACommonMetadataBuilder[HipdecodeMLAMetadata]
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
     query_len_support: ClassVar[QueryLenSupport] = QueryLenSupport.VARLEN
     supports_non_causal_multi_token_decode: ClassVar[bool] = True
+    supports_non_causal_multi_token_dcp: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -84,7 +88,14 @@ class HipdecodeMLAMetadataBuilder(MLACommonMetadataBuilder[HipdecodeMLAMetadata]
             UnsupportedShape: more speculative tokens than the kernels take.
             BuildError: a kernel could not be built.
         """
-        super().__init__(kv_cache_spec, layer_names, vllm_config, device, HipdecodeMLAMetadata)
+        super().__init__(
+            kv_cache_spec,
+            layer_names,
+            vllm_config,
+            device,
+            HipdecodeMLAMetadata,
+            supports_dcp_with_varlen=True,
+        )
         config = self.vllm_config
         if self.reorder_batch_threshold > MAX_Q_LEN:
             raise UnsupportedShape(
@@ -103,6 +114,7 @@ class HipdecodeMLAMetadataBuilder(MLACommonMetadataBuilder[HipdecodeMLAMetadata]
         dims = self.mla_dims
         head_dim_qk = dims.kv_lora_rank + dims.qk_rope_head_dim
         self._lists = PageLists(max_batch, max_blocks, page_size, device)
+        self._g_kv_indptr = torch.zeros(max_batch + 1, dtype=torch.int32, device=device)
         self._plans = StepPlans(
             max_batch=max_batch,
             nhead=self.num_heads * self.dcp_world_size,
@@ -133,6 +145,10 @@ class HipdecodeMLAMetadataBuilder(MLACommonMetadataBuilder[HipdecodeMLAMetadata]
         dcp_tot_seq_lens_device: Tensor | None,
     ) -> HipdecodeMLADecodeMetadata:
         lists = self._lists.fill(block_table_tensor, seq_lens_device, max_seq_len)
+        g_kv_indptr = None
+        if dcp_tot_seq_lens_device is not None:
+            g_kv_indptr = self._g_kv_indptr[: seq_lens_device.shape[0] + 1]
+            torch.cumsum(dcp_tot_seq_lens_device, 0, dtype=torch.int32, out=g_kv_indptr[1:])
         return HipdecodeMLADecodeMetadata(
             block_table_tensor,
             seq_lens_device,
@@ -140,6 +156,7 @@ class HipdecodeMLAMetadataBuilder(MLACommonMetadataBuilder[HipdecodeMLAMetadata]
             query_start_loc_device,
             *lists,
             max_query_len,
+            g_kv_indptr=g_kv_indptr,
         )
 
     def build(
@@ -182,4 +199,7 @@ def quantizes_queries() -> bool:
 
 
 def _shape_of(metadata: HipdecodeMLAMetadata) -> StepShape:
-    return StepShape(metadata.num_decodes, metadata.decode.max_query_len, bool(metadata.causal))
+    """The step for its plan, which knows nothing of the places that shared keys have."""
+    decode = metadata.decode
+    local = decode.g_kv_indptr is None or decode.max_query_len == 1
+    return StepShape(metadata.num_decodes, decode.max_query_len, bool(metadata.causal) and local)

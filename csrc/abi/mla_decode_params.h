@@ -24,9 +24,10 @@ struct MlaDecodeParams {
   const int32_t* kv_last_page_lens;  // [batch] tokens in the last page; null means full pages
   const int32_t* work_indptr;        // [clusters + 1] (persistent)
   const WorkItem* work_info;         // [num_works] (persistent)
-  int32_t* arrivals;      // [batch * row_tiles] zero before and after (hk with num_splits > 1)
-  const float* q_scale;   // [1] dequantisation scale of an fp8 q; null means 1
-  const float* kv_scale;  // [1] dequantisation scale of kv; null means 1
+  int32_t* arrivals;           // [batch * row_tiles] zero before and after (hk with num_splits > 1)
+  const float* q_scale;        // [1] dequantisation scale of an fp8 q; null means 1
+  const float* kv_scale;       // [1] dequantisation scale of kv; null means 1
+  const int32_t* g_kv_indptr;  // [batch + 1] tokens over all ranks; null means one rank
   int64_t q_stride_row, q_stride_head;
   int64_t kv_stride_page, kv_stride_token;
   int64_t o_stride_row, o_stride_head;
@@ -48,15 +49,14 @@ struct MlaDecodeParams {
       together;  // hk: all blocks of the launch run at the same time and may wait for each other
   // Where the cache is one rank's share: groups of tokens are dealt to the ranks in turn. Read
   // where g_kv_indptr is not null.
-  int32_t group;               // tokens
-  int32_t round;               // tokens of one group each, for 2 or more ranks
-  int32_t group_begin;         // where this rank's group begins in a round
-  uint32_t round_factor;       // n / round, n below 2^31, is the upper half of n * round_factor,
-  int32_t round_shift;         // shifted right by this
-  const int32_t* g_kv_indptr;  // [batch + 1] tokens over all ranks; null means one rank
+  int32_t group;          // tokens
+  int32_t round;          // tokens of one group each, for 2 or more ranks
+  int32_t group_begin;    // where this rank's group begins in a round
+  uint32_t round_factor;  // n / round, n below 2^31, is the upper half of n * round_factor,
+  int32_t round_shift;    // shifted right by this
 };
-static_assert(sizeof(MlaDecodeParams) == 15 * 8 + 11 * 8 + 16 * 4 + 8);
-static_assert(offsetof(MlaDecodeParams, q_stride_row) == 120);
-static_assert(offsetof(MlaDecodeParams, batch) == 208);
+static_assert(sizeof(MlaDecodeParams) == 16 * 8 + 11 * 8 + 16 * 4);
+static_assert(offsetof(MlaDecodeParams, q_stride_row) == 128);
+static_assert(offsetof(MlaDecodeParams, batch) == 216);
 
 }  // namespace hipdecode::abi

@@ -8,9 +8,10 @@ from torch import Tensor
 from hipdecode.decode import mla_decode
 from hipdecode.errors import BadArgument
 
+from .meta_param import get_meta_param
 from .metadata import plan_of, shard_of
 
-__all__ = ["mla_decode_fwd"]
+__all__ = ["get_meta_param", "mla_decode_fwd"]
 
 
 def mla_decode_fwd(

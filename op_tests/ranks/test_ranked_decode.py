@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import run_ranks
 from rank_worker import JOBS, RAGGED, Job
 from torch import Tensor
 
 import hipdecode
-from hipdecode import settings
 from hipdecode.errors import BadArgument
 from hipdecode.testing import cases, compare, rank_cases, reference
 from hipdecode.testing.cases import Case
@@ -29,19 +27,7 @@ def results(target: str, device: torch.device, tmp_path_factory: pytest.TempPath
     if device.type != "cpu" or target.startswith("sim:"):
         pytest.skip("gloo: runs where the tensors are on a CPU")
     folder = tmp_path_factory.mktemp("ranks")
-    worker = str(Path(__file__).parent / "rank_worker.py")
-    environment = settings.child_environment(PYTHONPATH=":".join(sys.path))
-    running = [
-        subprocess.Popen(
-            [sys.executable, worker, str(rank), str(RANKS), str(folder)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-        )
-        for rank in range(RANKS)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=240)[0] for process in running]
-    for process, text in zip(running, said, strict=True):
-        assert process.returncode == 0, text[-3000:]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return run_ranks(Path(__file__).parent / "rank_worker.py", RANKS, folder)
 
 
 def allowed(job: Job, case: Case, want: reference.Attention, target: str) -> Tensor:

@@ -17,7 +17,8 @@ import torch
 
 from hipdecode import ops, settings
 from hipdecode import target as targets
-from hipdecode.testing.calls import Checker
+from hipdecode.testing import cases, compare, rank_cases
+from hipdecode.testing.calls import Checker, decode
 from hipdecode.testing.cases import Case
 
 REPO = Path(__file__).parents[2]
@@ -52,6 +53,18 @@ def test_code_objects_decode_deepseek_shapes_in_fp8(arch: str, call: str) -> Non
         nhead=32, q_lens=(4,), kv_lens=(200,), q_dtype=fp8, kv_dtype=fp8, q_scale=0.5, kv_scale=2.0
     )
     Checker(f"sim:{arch}", torch.device("cpu"))(case, call)
+
+
+@pytest.mark.parametrize("call", ["hk-2", "persistent"])
+def test_code_objects_mask_a_share_of_the_cache_by_its_place_in_the_whole(
+    arch: str, call: str
+) -> None:
+    case = dataclasses.replace(SMALL, q_lens=(4, 3), kv_lens=(390, 41))
+    whole = cases.make_inputs(case)
+    mine = rank_cases.share_of(case, whole, 3, 1, interleave=2, page_size=16)
+    want = rank_cases.decode_share(case, whole, 3, 1, 2)
+    o, lse = decode(mine, call, shard=rank_cases.shard_of(case, 3, 1, 2))
+    compare.assert_decode_matches(case, mine, o, lse, target=f"sim:{arch}", want=want, call=call)
 
 
 @pytest.mark.parametrize("call", ["hk-2", "persistent"])

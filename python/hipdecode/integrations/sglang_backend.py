@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: MIT
+"""The attention backend that SGLang runs: its batches in, `hipdecode.mla_decode` out.
+
+Lengths and pages of a step are written into buffers that stay where they are, by one launch before
+the first layer. So a captured graph needs nothing more at replay than that launch, and where a plan
+is used, one more: all layers of a step share the plan. A layer allocates its output alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.attention.verify_mask import VerifyMask, maybe_create_verify_mask
+from sglang.srt.layers.radix_attention import AttentionType
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from sglang.srt.runtime_context import get_parallel, get_spec
+from torch import Tensor
+
+from hipdecode import ops
+from hipdecode.arguments import DTYPE_NAMES
+from hipdecode.decode import mla_decode
+from hipdecode.dispatch import DecodeShape, route_mla_decode
+from hipdecode.errors import BadArgument
+from hipdecode.plan import MlaPlan, plan_mla_decode
+from hipdecode.workspace import Workspace
+
+from .sglang_steps import Buffers, Step, pack
+
+logger = logging.getLogger("hipdecode.sglang")
+
+MAX_Q_LEN = 16
+
+
+class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang has no types
+    """MLA decode on hipdecode over SGLang's paged latent cache, prefill on another backend.
+
+    Args:
+        runner: SGLang's `ModelRunner`.
+
+    Raises:
+        BadArgument: the runner is configured for what is not done; names SGLang's option.
+    """
+
+    needs_cpu_seq_lens: bool = False
+    extend_dummy_seqs_capped_by_req_pool: bool = True  # as its prefill backend
+
+    def __init__(self, runner: Any) -> None:  # noqa: ANN401
+        """Checks the configuration and makes the buffers of eager steps."""
+        super().__init__()
+        check_runner(runner)
+        self.runner = runner
+        self.device = torch.device(runner.device)
+        self.req_to_token_pool = runner.req_to_token_pool
+        self.req_to_token: Tensor = runner.req_to_token_pool.req_to_token
+        self.token_to_kv_pool = runner.token_to_kv_pool
+        self.kv_index_translator = runner.kv_index_translator
+        self.page_size: int = runner.page_size
+        self.data_type = self.kv_cache_dtype = runner.kv_cache_dtype
+        self.q_dtype: torch.dtype = runner.dtype
+        model = runner.model_config
+        self.nhead: int = model.num_attention_heads // get_parallel().attn_tp_size
+        self.head_dim_v: int = model.kv_lora_rank
+        self.head_dim_qk: int = model.kv_lora_rank + model.qk_rope_head_dim
+        self.max_context_len: int = model.context_len
+        self.num_draft_tokens: int = get_spec().speculative_num_draft_tokens or 0
+        self.forward_metadata: Step | None = None
+        self._workspace = Workspace(self.device)
+        self._plans: dict[tuple[int, int, bool], MlaPlan] = {}
+        self._eager = self._buffers(runner.req_to_token_pool.size, 0)
+        self._graph: Buffers | None = None
+        self._extend: Any = None
+        self._verify_mask: VerifyMask | None = None
+        self._checked: set[int] = set()
+
+    @property
+    def verify_mask(self) -> VerifyMask | None:
+        """Where SGLang's draft writes the mask of its tree, here a chain: it is not read."""
+        return self._verify_mask
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        """Tokens of a request that pads a graph's batch: slot 0, which SGLang keeps for it."""
+        return 1
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        """Makes the buffers that captured graphs read at every replay."""
+        del max_num_tokens
+        self._graph = self._buffers(max_bs, max_bs * self._pages(self.req_to_token.shape[1]))
+        self._verify_mask = maybe_create_verify_mask(
+            is_draft_runner=self.runner.is_draft_worker,
+            skip_prefill=False,
+            max_bs=max_bs,
+            max_context_len=self.max_context_len,
+            num_draft_tokens=self.num_draft_tokens,
+            device=self.device,
+            is_read=False,
+        )
+
+    def update_verify_buffers_to_fill_after_draft(
+        self, spec_info: object, cuda_graph_bs: int | None
+    ) -> None:
+        """Nothing of a step depends on the draft's tree, which is a chain."""
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:  # noqa: ANN401
+        """Lengths and pages of a step that runs as it is."""
+        if not _is_ours(forward_batch.forward_mode):
+            self._prefill().init_forward_metadata(forward_batch)
+            return
+        batch = forward_batch.batch_size
+        if batch == 0:
+            return
+        q_len = self._q_len(forward_batch.forward_mode)
+        tokens = forward_batch.seq_lens_sum
+        if tokens is None:
+            tokens = batch * self.req_to_token.shape[1]
+        else:
+            tokens += batch * q_len
+        pages = batch + self._pages(tokens)
+        if batch > self._eager.batch or pages > self._eager.kv_indices.shape[0]:
+            self._eager = self._buffers(max(batch, self._eager.batch), 2 * pages)
+        self._fill(self._eager, forward_batch, q_len, _rounded(tokens // batch))
+
+    def init_forward_metadata_out_graph(
+        self,
+        forward_batch: Any,  # noqa: ANN401
+        in_capture: bool = False,
+    ) -> None:
+        """Lengths and pages before a graph is captured and before each replay."""
+        del in_capture
+        if not _is_ours(forward_batch.forward_mode):
+            self._prefill().init_forward_metadata_out_graph(forward_batch)
+            return
+        if self._graph is None:
+            raise BadArgument("init_cuda_graph_state: expected a call before a graph is captured")
+        if forward_batch.batch_size > 0:
+            q_len = self._q_len(forward_batch.forward_mode)
+            self._fill(self._graph, forward_batch, q_len, None)
+
+    def forward_decode(
+        self,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        layer: Any,  # noqa: ANN401
+        forward_batch: Any,  # noqa: ANN401
+        save_kv_cache: bool = True,
+        **kwargs: object,
+    ) -> Tensor:
+        """One row per request over its pages.
+
+        Args:
+            q: [batch, nhead * head_dim_qk], absorbed.
+            k: [batch, 1, head_dim_qk], the latent rows of the new tokens, or None.
+            v: its first head_dim_v columns; only `k` is stored.
+            layer: SGLang's `RadixAttention`.
+            forward_batch: SGLang's `ForwardBatch`.
+            save_kv_cache: store `k` first.
+            kwargs: what other backends take; refused by name unless None.
+
+        Returns:
+            [batch, nhead * head_dim_v] in q's dtype.
+
+        Raises:
+            BadArgument: the layer or an argument asks for what is not done, by SGLang's name.
+        """
+        self._check(layer, kwargs)
+        if k is not None and save_kv_cache:
+            # as SGLang's own MLA backends: stored divided, multiplied again where it is read
+            rows = k if layer.k_scale is None else k / layer.k_scale
+            where = KVWriteLoc.for_batch(forward_batch)
+            self.token_to_kv_pool.set_kv_buffer(layer, where, rows, v)
+        step = self.forward_metadata
+        assert step is not None, "init_forward_metadata comes before the layers"
+        rows = q.reshape(-1, layer.tp_q_head_num, layer.head_dim)
+        out = q.new_empty((rows.shape[0], layer.tp_q_head_num, layer.v_head_dim))
+        mla_decode(
+            rows,
+            self._pages_of(layer),
+            step.qo_indptr,
+            step.kv_indptr,
+            step.kv_indices,
+            max_seqlen_q=step.q_len,
+            kv_last_page_lens=step.kv_last_page_lens,
+            sm_scale=layer.scaling,
+            kv_scale=layer.k_scale,
+            out=out,
+            plan=step.plan,
+            kv_len=step.kv_len,
+            workspace=self._workspace,
+        )
+        return out.flatten(1)
+
+    def forward_extend(
+        self,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        layer: Any,  # noqa: ANN401
+        forward_batch: Any,  # noqa: ANN401
+        save_kv_cache: bool = True,
+        **kwargs: object,
+    ) -> Any:  # noqa: ANN401
+        """Verification and extension of a draft as forward_decode; prefill on another backend."""
+        if _is_ours(forward_batch.forward_mode):
+            return self.forward_decode(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+        return self._prefill().forward_extend(
+            q, k, v, layer, forward_batch, save_kv_cache, **kwargs
+        )
+
+    def _prefill(self) -> Any:  # noqa: ANN401
+        """SGLang's own backend for prompts, made when the first one comes."""
+        if self._extend is None:
+            registry = importlib.import_module("sglang.srt.layers.attention.attention_registry")
+            name = "torch_native" if self.device.type == "cpu" else "triton"
+            logger.info(
+                "hipdecode decodes; prefill runs on SGLang's %s backend (another one: "
+                "--prefill-attention-backend NAME --decode-attention-backend hipdecode)",
+                name,
+            )
+            self._extend = registry.ATTENTION_BACKENDS[name](self.runner)
+        return self._extend
+
+    def _q_len(self, mode: Any) -> int:  # noqa: ANN401
+        drafted = mode.is_target_verify() or mode.is_draft_extend_v2()
+        return self.num_draft_tokens if drafted else 1
+
+    def _fill(
+        self,
+        into: Buffers,
+        forward_batch: Any,  # noqa: ANN401
+        q_len: int,
+        kv_len: int | None,
+    ) -> None:
+        """Writes a step's lengths and pages, and its plan where its route walks one."""
+        batch = forward_batch.batch_size
+        mode = forward_batch.forward_mode
+        step = into.step(batch, q_len, kv_len)
+        # The lengths of a verification do not count the draft, those of an eager extension count
+        # the accepted tokens alone; those of a captured one count all rows already.
+        less = None
+        if mode.is_draft_extend_v2() and into is self._eager:
+            less = forward_batch.extend_seq_lens
+        more = q_len if mode.is_target_verify() or less is not None else 0
+        pack(
+            self.req_to_token,
+            forward_batch.req_pool_indices[:batch],
+            forward_batch.seq_lens[:batch],
+            more,
+            less,
+            self.page_size,
+            step.kv_indptr,
+            step.kv_last_page_lens,
+            step.kv_indices,
+        )
+        if self._walks_a_plan(batch, q_len, kv_len):
+            step.plan = self._planned(step, batch, captured=into is self._graph)
+        self.forward_metadata = step
+
+    def _planned(self, step: Step, batch: int, *, captured: bool) -> MlaPlan:
+        """The step's plan, in lists of its own for every batch that a graph may hold."""
+        key = (batch, step.q_len, captured)
+        if not captured and key not in self._plans:
+            for other in [kept for kept in self._plans if not kept[2]]:
+                del self._plans[other]
+        plan = self._plans[key] = plan_mla_decode(
+            step.qo_indptr,
+            step.kv_indptr,
+            nhead=self.nhead,
+            max_seqlen_q=step.q_len,
+            page_size=self.page_size,
+            kv_last_page_lens=step.kv_last_page_lens,
+            uni_seqlen_qo=step.q_len,
+            head_dim_v=self.head_dim_v,
+            out=self._plans.get(key),
+            workspace=self._workspace,
+        )
+        return plan
+
+    def _walks_a_plan(self, batch: int, q_len: int, kv_len: int | None) -> bool:
+        family, units = ops.family_and_units(self.device)
+        shape = DecodeShape(
+            family=family,
+            compute_units=units,
+            batch=batch,
+            nhead=self.nhead,
+            q_len=q_len,
+            kv_len=kv_len,
+            q_dtype=DTYPE_NAMES[self.q_dtype],
+            kv_dtype=DTYPE_NAMES[self.kv_cache_dtype],
+            page_size=self.page_size,
+            head_dim_qk=self.head_dim_qk,
+            head_dim_v=self.head_dim_v,
+        )
+        return route_mla_decode(shape).route == "persistent"
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self.page_size)
+
+    def _buffers(self, batch: int, pages: int) -> Buffers:
+        return Buffers(batch, pages, sorted({1, self.num_draft_tokens} - {0}), self.device)
+
+    def _pages_of(self, layer: Any) -> Tensor:  # noqa: ANN401
+        rows: Tensor = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
+        return rows.view(-1, self.page_size, *rows.shape[1:])
+
+    def _check(self, layer: Any, kwargs: dict[str, object]) -> None:  # noqa: ANN401
+        if kwargs:
+            asked = [name for name, value in kwargs.items() if value is not None]
+            if asked:
+                raise BadArgument(f"{', '.join(asked)}: expected None, got a value; leave it out")
+        if id(layer) not in self._checked:
+            check_layer(layer, self.kv_cache_dtype)
+            self._checked.add(id(layer))
+
+
+def check_runner(runner: Any) -> None:  # noqa: ANN401
+    """Refuses what is not done, before a model runs.
+
+    Raises:
+        BadArgument: names SGLang's option.
+    """
+    spec, parallel = get_spec(), get_parallel()
+    drafts = spec.speculative_num_draft_tokens or 0
+    topk = spec.speculative_eagle_topk or 1
+    for name, wrong, want, got in (
+        ("--attention-backend", not runner.use_mla_backend, "an MLA model", "another"),
+        ("--dcp-size", parallel.attn_dcp_size != 1, "1", parallel.attn_dcp_size),
+        ("--speculative-eagle-topk", topk != 1, "1 (a chain of drafts)", topk),
+        ("--speculative-num-draft-tokens", drafts > MAX_Q_LEN, f"at most {MAX_Q_LEN}", drafts),
+        (
+            "--enable-unified-memory",
+            runner.kv_index_translator is not None and runner.kv_index_translator.is_translating,
+            "a pool whose slots req_to_token names",
+            "one that moves them",
+        ),
+        (
+            "--kv-cache-dtype",
+            runner.kv_cache_dtype not in DTYPE_NAMES,
+            "bf16, fp16 or fp8_e4m3",
+            runner.kv_cache_dtype,
+        ),
+    ):
+        if wrong:
+            raise BadArgument(f"{name}: expected {want} with hipdecode, got {got}")
+
+
+def check_layer(layer: Any, kv_cache_dtype: torch.dtype) -> None:  # noqa: ANN401
+    """Refuses a layer whose attention is another than absorbed MLA's.
+
+    Raises:
+        BadArgument: names the attribute of SGLang's `RadixAttention`.
+    """
+    fp8 = kv_cache_dtype.itemsize == 1
+    for name, wrong, want in (
+        ("tp_k_head_num", layer.tp_k_head_num != 1, "1: one latent row for all heads"),
+        ("logit_cap", layer.logit_cap > 0, "0: no cap"),
+        ("sliding_window_size", layer.sliding_window_size > -1, "-1: no window"),
+        ("is_cross_attention", layer.is_cross_attention, "False"),
+        ("attn_type", layer.attn_type is not AttentionType.DECODER, "DECODER"),
+        ("xai_temperature_len", layer.xai_temperature_len > 0, "-1"),
+        (
+            "k_scale_float",
+            not fp8 and layer.k_scale_float not in (None, 1.0),
+            f"None with a {kv_cache_dtype} cache; use --kv-cache-dtype fp8_e4m3",
+        ),
+    ):
+        if wrong:
+            raise BadArgument(f"{name}: expected {want}, got {getattr(layer, name)}")
+
+
+def _is_ours(mode: Any) -> bool:  # noqa: ANN401
+    """Steps of few rows per request, all requests equally many."""
+    return bool(mode.is_decode_or_idle() or mode.is_target_verify() or mode.is_draft_extend_v2())
+
+
+def _rounded(kv_len: int) -> int:
+    """Up to 1/8 of an octave more: routes are remembered, lengths change every step."""
+    grain = max(1 << max(kv_len.bit_length() - 4, 0), 1)
+    return -(-kv_len // grain) * grain

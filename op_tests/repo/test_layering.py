@@ -37,7 +37,7 @@ LAYERS = [
     {"errors", "settings", "paths"},
     {"target", "schema"},
     {"registry", "tables", "models", "split_rule", "hk_splits"},
-    {"support", "table_files"},
+    {"support", "table_files", "model_config"},
     {"jit", "dispatch", "disassembly", "sparse_route", "paged_route", "reduce_route"},
     {"facts", "sim", "shape_log"},
     {"budgets"},

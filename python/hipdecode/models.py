@@ -28,6 +28,7 @@ class ModelShape:
         dtypes: (q_dtype, kv_dtype) pairs of dense decode; `fp8` is the target's own kind
             (`Target.dtype`).
         sparse: cache format of sparse decode, or None.
+        nhead_kv: kv heads of the rank where the queries are grouped; None for latent attention.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ModelShape:
     page_size: int
     dtypes: tuple[tuple[str, str], ...]
     sparse: str | None = None
+    nhead_kv: int | None = None
 
 
 @cache

@@ -185,6 +185,13 @@ TILE_FN void store_chunk(uint32_t to, const uint4& words) {
                : "memory");
 }
 
+/// A chunk of 16 bytes to global memory.
+TILE_FN void write_chunk(uint64_t to, const uint4& words) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y),
+               "r"(words.z), "r"(words.w)
+               : "memory");
+}
+
 /// The L2 starts to read `bytes` of global memory.
 TILE_FN void prefetch(uint64_t source, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");

@@ -4,10 +4,12 @@
 #include <cstdint>
 
 #include "../../concepts.h"
+#include "batches.h"
 #include "key_blocks.h"
 #include "output.h"
 #include "queries.h"
 #include "row_pair.h"
+#include "wave_output.h"
 
 namespace hipdecode::tile::nvptx {
 
@@ -30,7 +32,9 @@ class SplitBoth {
   using Slots = typename Fetcher::Blocks;
   using Rows = RowPair<Layout::kOperand>;
   static constexpr int kOwnTokens = Layout::kTokens, kColumns = Shape::kHeadDimV / kGroups;
+  using Finished = WaveOutput<kColumns, kRows>;
   static_assert(kRows == 64 && kColumns == 256);
+  static_assert(Finished::kBytes * kGroups * kGroupWaves <= Q::kBytes);
 
  public:
   struct Shared {
@@ -64,7 +68,9 @@ class SplitBoth {
   TILE_FN void load_queries(const Source& source, int rows) {
     if (fetches_) return;
     query_rows_ = rows;
-    Q::load(s_.queries, nullptr, source, rows, group_ * kGroupWaves + wave_, kGroups * kGroupWaves);
+    const int wave = group_ * kGroupWaves + wave_;
+    if (!copy_queries(source, rows, wave))
+      Q::load(s_.queries, nullptr, source, rows, wave, kGroups * kGroupWaves);
     publish_operand();
     meet_all();
     rows_.clear();
@@ -192,14 +198,44 @@ class SplitBoth {
       s_.ends.set(row, rows, target, s_.tops[row] - Rows::kShift, sum);
     }
     meet_all();
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      store_row(i, s_.ends.o[own_row() + 8 * i], s_.ends.scale[0][own_row() + 8 * i], s_.ends.type);
+    // all scores are there: the queries' room is free
+    Finished::store(output_, s_.ends,
+                    s_.queries + (group_ * kGroupWaves + wave_) * Finished::kBytes,
+                    group_ * kColumns, wave_);
     meet_all();
   }
 
  private:
   static constexpr int kWords = kOwnTokens / 2;  // scores of a thread
+
+  /// Loads the queries of a wave where they lie aligned: all of them are on their way at once.
+  /// @return whether they do
+  template <class Source>
+  TILE_FN bool copy_queries(const Source& source, int rows, int wave) const {
+    constexpr int kRowLanes = 8, kTurns = kRows * kRowLanes / (kGroups * kGroupThreads);
+    static_assert(kRows == 2 * kLanes && sizeof(typename Storage<Shape::kQDType>::Type) == 2);
+    uint64_t found[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = i * kLanes + lane();
+      found[i] = row < rows ? reinterpret_cast<uint64_t>(source(row)) : 0;
+    }
+    if (!__all_sync(~0u, (found[0] | found[1]) % 16 == 0)) return false;
+#pragma unroll
+    for (int i = 0; i < kTurns; ++i) {
+      const int own = lane() / kRowLanes, chunk = lane() % kRowLanes;
+      const int row = (wave * kTurns + i) * (kLanes / kRowLanes) + own;
+      const uint64_t from =
+          __shfl_sync(~0u, wave < kGroupWaves ? found[0] : found[1], row % kLanes);
+      const uint32_t to = shared_address(s_.queries) + swizzled(row, chunk);
+#pragma unroll
+      for (int block = 0; block < Layout::kBlocks; ++block)
+        copy_chunk(to + block * kBlockBytes, from + block * 128 + chunk * 16, from != 0);
+    }
+    close_batch();
+    wait_for_batches<0>();
+    return true;
+  }
 
   TILE_FN void meet_group() const { meet(1 + group_, kGroupThreads); }
   static TILE_FN void meet_all() { meet(1 + kGroups, kGroups * kGroupThreads); }
@@ -310,32 +346,6 @@ class SplitBoth {
   }
   TILE_FN uint4& chunk_of(int token, int chunk) {
     return *reinterpret_cast<uint4*>(s_.slots.keys[group_] + swizzled(token, chunk));
-  }
-
-  /// Columns 8j + 2t and + 1 of the own half, t being lane % 4.
-  TILE_FN void store_row(int i, uint64_t row, float scale, abi::DType type) {
-    if (row == 0) return;
-    const bool wide = type == abi::DType::fp32;
-    const bool paired = row % (wide ? sizeof(float2) : sizeof(uint32_t)) == 0;
-    const int column = group_ * kColumns + own_token();
-#pragma unroll
-    for (int j = 0; j < kColumns / 8; ++j) {
-      const float one = output_[4 * j + 2 * i] * scale, other = output_[4 * j + 2 * i + 1] * scale;
-      if (wide) {
-        auto* to = reinterpret_cast<float*>(row) + column + 8 * j;
-        if (paired)
-          *reinterpret_cast<float2*>(to) = float2{one, other};
-        else
-          to[0] = one, to[1] = other;
-      } else {
-        auto* to = reinterpret_cast<uint16_t*>(row) + column + 8 * j;
-        const uint32_t word = pack_as(one, other, type);
-        if (paired)
-          *reinterpret_cast<uint32_t*>(to) = word;
-        else
-          to[0] = static_cast<uint16_t>(word), to[1] = static_cast<uint16_t>(word >> 16);
-      }
-    }
   }
 
   Shared& s_;

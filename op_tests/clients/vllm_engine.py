@@ -73,6 +73,7 @@ def config_of(
     speculative_tokens: int = 0,
     max_num_seqs: int = 8,
     dtype: str = "bfloat16",
+    **others: object,
 ) -> VllmConfig:
     """A configuration of the demo's model."""
     model = ModelConfig(
@@ -89,7 +90,10 @@ def config_of(
         is_encoder_decoder=False,
     )
     config = VllmConfig(
-        model_config=model, scheduler_config=scheduler, device_config=DeviceConfig(device.type)
+        model_config=model,
+        scheduler_config=scheduler,
+        device_config=DeviceConfig(device.type),
+        **others,
     )
     # what the platform makes of a configuration is not asked: a CPU forces its own block size
     config.cache_config = CacheConfig(block_size=block_size, cache_dtype=kv_cache_dtype)

@@ -122,7 +122,8 @@ struct PagedAttention {
     TILE_FN tile::PagedGroup operator()(int n) const {
       const uint32_t wanted = first + static_cast<uint32_t>(n) / tile::kGroupTokens;
       const uint32_t group = wanted < last ? wanted : last;
-      const uint32_t blocks = wanted > last ? 0 : static_cast<uint32_t>(p.num_blocks);
+      const auto all = static_cast<uint32_t>(p.num_blocks);  // read in any case, so once for a loop
+      const uint32_t blocks = wanted > last ? 0 : all;
       if constexpr (Cache::kBlock16)
         return {static_cast<uint32_t>(tile::listed(table, group)), blocks, 0};
       else {

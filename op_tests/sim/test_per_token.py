@@ -80,7 +80,6 @@ def test_paged_attention_reads_its_cache_once_and_multiplies_no_more_than_it_mus
     assert found.error < 0.01
     # 16 rows: a product 32 deep for 16 tokens of keys, one for 16 columns of 32 tokens' values
     assert per_token["class mfma"] == 128 / 32 / 16 + 128 / 16 / 32
-    cache, scales = 2 * 128, 2 * 4
-    table = 2 * 4 / 16  # an entry of the table a group, read twice
+    cache, scales, table = 2 * 128, 2 * 4, 4 / 16
     assert per_token["global_bytes_read"] <= cache + scales + table
     assert per_token["barriers"] == per_token["class lds"] == 0

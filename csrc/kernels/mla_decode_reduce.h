@@ -22,25 +22,37 @@ struct MlaDecodeReduce {
   struct Shared {};
   static_assert(kAhead <= kSplits);
 
-  static TILE_FN void run(const Params& p, tile::Block block, Shared&) {
-    // stage 0: a block takes columns of one head of one request. Many blocks: launches that follow
-    // each other are then spread evenly
-    const int32_t columns = Strip::kColumns * block.waves();
-    const uint32_t parts = (p.head_dim_v + columns - 1) / columns;
-    const uint32_t units = static_cast<uint32_t>(p.batch) * p.nhead * parts;
-    TILE_ROLLED
-    for (uint32_t unit = block.index(); unit < units; unit += block.count()) {
+  /// Columns of one head of one request.
+  struct Unit {
+    int32_t request, head, column;
+
+    TILE_FN Unit(const Params& p, uint32_t parts, uint32_t unit) {
       const int32_t vector = quotient(static_cast<int32_t>(unit), static_cast<int32_t>(parts));
-      const int32_t request = quotient(vector, p.nhead), head = vector - request * p.nhead;
-      const auto part = static_cast<int32_t>(unit - vector * parts);
-      merge(p, request, head, part * columns + block.wave() * Strip::kColumns);
+      request = quotient(vector, p.nhead);
+      head = vector - request * p.nhead;
+      column = static_cast<int32_t>(unit - vector * parts) * Strip::kColumns;
+    }
+  };
+
+  static TILE_FN void run(const Params& p, tile::Block block, Shared&) {
+    // stage 0: which columns a wave takes follows from its number alone
+    const uint32_t parts = (p.head_dim_v + Strip::kColumns - 1) / Strip::kColumns;
+    const uint32_t units = static_cast<uint32_t>(p.batch) * p.nhead * parts;
+    const uint32_t step = static_cast<uint32_t>(block.count()) * block.waves();
+    uint32_t number = block.index() * block.waves() + block.wave();
+    Unit unit(p, parts, number);
+    tile::await_earlier_launches();
+    if (number >= units) return;
+    TILE_ROLLED
+    for (;;) {
+      merge(p, unit.request, unit.head, unit.column);
+      if ((number += step) >= units) return;
+      unit = Unit(p, parts, number);
     }
   }
 
   /// stage 1: one wave merges the columns from `column` on.
   static TILE_FN void merge(const Params& p, int32_t request, int32_t head, int32_t column) {
-    tile::await_earlier_launches();
-    if (column >= p.head_dim_v) return;
     const int32_t begin = p.kv_indptr[request], end = p.kv_indptr[request + 1];
     int32_t row = request;
     if (p.qo_indptr != nullptr) {
@@ -57,9 +69,9 @@ struct MlaDecodeReduce {
     const auto* partial_lse = reinterpret_cast<const char*>(p.partial_lse + first);
     auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
     const bool tells = column == 0 && p.lse != nullptr;
+    const int32_t used = dealt_splits(int64_t{end} - begin, kSplits);
     merge_partials<Strip, kAhead, tile::Few<kSplits>>(
-        {o + column, tells ? p.lse + int64_t{row} * p.nhead + head : nullptr, p.o_dtype},
-        dealt_splits(int64_t{end} - begin, kSplits),
+        {o + column, tells ? p.lse + int64_t{row} * p.nhead + head : nullptr, p.o_dtype}, used,
         left < Strip::kColumns ? left : Strip::kColumns, [&](int32_t k) -> Partial {
           const auto at = static_cast<uint32_t>(k);
           return {reinterpret_cast<const float*>(partial_o + uint64_t{at} * o_step),

@@ -14,7 +14,10 @@ struct MlaReduce {
   static constexpr int kMaxHeadDimV = 1024, kWaves = 4;
   static constexpr bool kWaits = true;                               // for KernelInfo
   static constexpr int kColumns = kMaxHeadDimV / tile::kMergeParts;  // that a wave merges at a time
-  struct Shared {};
+  struct Shared {
+    // so many that the next launch's blocks find room beside those of this one
+    static constexpr int kBlocksTogether = 4;  // of a multiprocessor
+  };
 
   static constexpr int32_t kMostUnits = 1 << 28;
   /// A tile that was split: at most kMostUnits rows, over all heads.
@@ -26,35 +29,74 @@ struct MlaReduce {
   };
 
   static TILE_FN Tile tile_at(const Params& p, int32_t t) {
-    const int64_t first = clamp(p.reduce_indptr[t], 0, p.num_partials);
-    const int64_t count = clamp(p.reduce_indptr[t + 1], first, p.num_partials) - first;
+    // both maps on their way before either is looked at
+    const int32_t begin = p.reduce_indptr[t], end = p.reduce_indptr[t + 1];
+    const int32_t* of_tile = p.reduce_final_map;
+    int32_t rows_begin = 0, rows_end = 0;
+    if (of_tile != nullptr)
+      rows_begin = of_tile[2 * int64_t{t}], rows_end = of_tile[2 * int64_t{t} + 1];
+    const int64_t first = clamp(begin, 0, p.num_partials);
+    const int64_t count = clamp(end, first, p.num_partials) - first;
     const int32_t* map = p.reduce_partial_map + first;
     if (count <= 1) return {map, 0, 0, 0};
-    const int32_t* ends = p.reduce_final_map ? p.reduce_final_map + 2 * int64_t{t} : map;
-    const int64_t rows = int64_t{ends[1]} - ends[0];
-    const int64_t first_row = p.reduce_final_map ? ends[0] : t * rows;
+    if (of_tile == nullptr) rows_begin = map[0], rows_end = map[1];
+    const int64_t rows = int64_t{rows_end} - rows_begin;
+    const int64_t first_row = of_tile != nullptr ? rows_begin : t * rows;
     if (rows < 0 || first_row < 0 || first_row + rows > p.rows_o) return {map, 0, 0, 0};
     return {map, static_cast<int32_t>(count), clamp32(rows * p.nhead, 0, kMostUnits), first_row};
   }
 
-  static constexpr int32_t kFewPartials = 8;
+  static constexpr int32_t kFewPartials = 4;
+  using Strip = tile::Strip<4, 4>;
+
+  /// Some columns of one row of a tile.
+  struct Unit {
+    int32_t row, head, column;
+
+    TILE_FN Unit(const Params& p, int32_t width, int32_t parts, int32_t unit) {
+      const int32_t vector = quotient(unit, parts);
+      row = quotient(vector, p.nhead);
+      head = vector - row * p.nhead;
+      column = (unit - vector * parts) * width;
+    }
+  };
+
+  /// What a wave does: it is one of a team for each tile, or takes tiles in turn. Which columns
+  /// are its first follows from its number alone.
+  struct Share {
+    int32_t width, parts, member, team, first_tile, teams;
+    Unit first;
+
+    TILE_FN Share(const Params& p, tile::Block block, int32_t columns)
+        : width(columns < p.head_dim_v ? columns : p.head_dim_v),
+          parts(quotient(p.head_dim_v + width - 1, width)),
+          first(p, width, parts, 0) {
+      const int32_t waves = block.count() * block.waves();
+      const int32_t wave = block.index() * block.waves() + block.wave();
+      team = waves > p.tiles ? quotient(waves, p.tiles) : 1;
+      teams = quotient(waves, team);
+      first_tile = quotient(wave, team);
+      member = wave - first_tile * team;
+      first = Unit(p, width, parts, member);
+    }
+  };
 
   static TILE_FN void run(const Params& p, tile::Block block, Shared&) {
-    tile::await_earlier_launches();
+    // stage 0: which tiles and which of their columns
     const bool vectors = tile::kStripsPay && vectors_of_four(p);
-    // stage 0: waves form a team for each tile, or each wave takes tiles in turn
-    const int32_t waves = block.count() * block.waves();
-    const int32_t wave = block.index() * block.waves() + block.wave();
-    const int32_t team = waves > p.tiles ? waves / p.tiles : 1, teams = waves / team;
-    for (int32_t t = wave / team; t < p.tiles; t += teams) {
+    const Share share(p, block, tile::kStripsPay ? Strip::kColumns : kColumns);
+    tile::await_earlier_launches();
+    for (int32_t t = share.first_tile; t < p.tiles; t += share.teams) {
       const Tile tile = tile_at(p, t);
       // stage 1: one merge per row and head, and part of its columns
       if constexpr (!tile::kStripsPay)
-        merge_tile<tile::Row<kColumns>, kColumns, tile::kMergeAhead>(p, tile, wave % team, team);
+        merge_tile<tile::Row<kColumns>, tile::kMergeAhead>(p, tile, share);
       else if (vectors && tile.count <= kFewPartials)
-        merge_tile<tile::Strip<4, 4>, tile::Strip<4, 4>::kColumns, 4>(p, tile, wave % team, team);
+        merge_few(p, tile, share);
+      else if (vectors)
+        merge_tile<Strip, 4>(p, tile, share);
       else
-        merge_tile<tile::Strip<1, 4>, tile::Strip<1, 4>::kColumns, 16>(p, tile, wave % team, team);
+        merge_tile<tile::Strip<1, 16>, 2>(p, tile, share);
     }
   }
 
@@ -66,34 +108,64 @@ struct MlaReduce {
     return (from | to | strides | static_cast<uintptr_t>(p.head_dim_v)) % 4 == 0;
   }
 
-  /// The units of one member of a tile's team.
-  /// @tparam kWidth columns of a row that a wave merges at a time
-  /// @tparam kAhead partials on their way at a time
-  template <class Row, int kWidth, int kAhead>
-  static TILE_FN void merge_tile(const Params& p, const Tile& tile, int32_t member, int32_t team) {
-    const int32_t parts = kWidth == kMaxHeadDimV ? 1 : (p.head_dim_v + kWidth - 1) / kWidth;
-    for (int32_t unit = member; unit < tile.units * parts; unit += team) {
-      merge_row<Row, kWidth, kAhead>(p, tile, unit / parts / p.nhead, unit / parts % p.nhead,
-                                     unit % parts * kWidth);
+  /// Calls use(unit) for each unit of a tile that is the wave's.
+  template <class Use>
+  static TILE_FN void for_units(const Params& p, const Tile& tile, const Share& share, Use use) {
+    const int32_t units = tile.units * share.parts;
+    Unit unit = share.first;
+    int32_t n = share.member;
+    if (n >= units) return;
+    TILE_ROLLED
+    for (;;) {
+      use(unit);
+      if ((n += share.team) >= units) return;
+      unit = Unit(p, share.width, share.parts, n);
     }
   }
 
-  template <class Row, int kWidth, int kAhead>
-  static TILE_FN void merge_row(const Params& p, const Tile& tile, int32_t r, int32_t head,
-                                int32_t column) {
-    if (!tile::all_over(tile.count, [&](int32_t k) {
-          return tile.map[k] >= 0 && int64_t{tile.map[k]} + r < p.partial_rows;
-        }))
-      return;
-    const int64_t row = tile.first_row + r;
-    auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;
-    const bool first = column == 0 && p.lse != nullptr;
-    const int32_t left = p.head_dim_v - column;
-    merge_partials<Row, kAhead>(
-        {o + column, first ? p.lse + row * p.nhead + head : nullptr, p.o_dtype}, tile.count,
-        left < kWidth ? left : kWidth, [&](int32_t k) -> Partial {
-          const int64_t at = (int64_t{tile.map[k]} + r) * p.nhead + head;
-          return {p.partial_o + at * p.head_dim_v + column, p.partial_lse + at};
+  /// Of few partials every lane keeps the base rows: they are looked up once.
+  static TILE_FN void merge_few(const Params& p, const Tile& tile, const Share& share) {
+    if (tile.units == 0) return;  // there is no map either
+    int32_t bases[kFewPartials], most = 0, least = 0;
+    TILE_UNROLL
+    for (int k = 0; k < kFewPartials; ++k) bases[k] = tile.map[k < tile.count ? k : 0];
+    TILE_UNROLL
+    for (const int32_t base : bases) {
+      most = base > most ? base : most;
+      least = base < least ? base : least;
+    }
+    if (least < 0) return;
+    for_units(p, tile, share, [&](const Unit& unit) {
+      if (int64_t{most} + unit.row >= p.partial_rows) return;
+      merge_row<Strip, 4, tile::Few<kFewPartials>>(p, tile, share, unit,
+                                                   [&](int32_t k) { return bases[k]; });
+    });
+  }
+
+  /// @tparam kAhead partials on their way at a time
+  template <class Row, int kAhead>
+  static TILE_FN void merge_tile(const Params& p, const Tile& tile, const Share& share) {
+    for_units(p, tile, share, [&](const Unit& unit) {
+      if (tile::all_over(tile.count, [&](int32_t k) {
+            return tile.map[k] >= 0 && int64_t{tile.map[k]} + unit.row < p.partial_rows;
+          }))
+        merge_row<Row, kAhead, tile::Spread>(p, tile, share, unit,
+                                             [&](int32_t k) { return tile.map[k]; });
+    });
+  }
+
+  template <class Row, int kAhead, class Weights, class BaseOf>
+  static TILE_FN void merge_row(const Params& p, const Tile& tile, const Share& share,
+                                const Unit& unit, BaseOf base_of) {
+    const int64_t row = tile.first_row + unit.row;
+    auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + unit.head * p.o_stride_head;
+    const bool first = unit.column == 0 && p.lse != nullptr;
+    const int32_t left = p.head_dim_v - unit.column;
+    merge_partials<Row, kAhead, Weights>(
+        {o + unit.column, first ? p.lse + row * p.nhead + unit.head : nullptr, p.o_dtype},
+        tile.count, left < share.width ? left : share.width, [&](int32_t k) -> Partial {
+          const int64_t at = (int64_t{base_of(k)} + unit.row) * p.nhead + unit.head;
+          return {p.partial_o + at * p.head_dim_v + unit.column, p.partial_lse + at};
         });
   }
 };

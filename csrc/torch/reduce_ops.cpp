@@ -107,16 +107,17 @@ void launch_decode_reduce(abi::MlaDecodeReduceParams p, ReduceShape wanted,
   const runtime::Kernel& kernel = memo.find(place, key, [&] {
     return runtime::join("mla_decode_reduce/", num_splits, "-", ahead, "-", width);
   });
-  // of a block, times vec, as csrc/tile/target/*/strip.h has it: another number of blocks would be
-  // slower, not wrong
+  // of a wave, as csrc/tile/target/*/strip.h has it: another number of blocks would be slower, not
+  // wrong
   const bool cpu = place.device.kind == runtime::DeviceKind::cpu;
-  const int64_t columns = (cpu ? 128 : 256) * width;
+  const bool short_waves = cpu || place.device.kind == runtime::DeviceKind::cuda;
+  const int64_t columns = (short_waves ? 128 : 64) * width;
   const int64_t units = int64_t{p.batch} * p.nhead * ((p.head_dim_v + columns - 1) / columns);
   constexpr int64_t kMostUnits = 0x7fffffff;
   HIPDECODE_CHECK(units <= kMostUnits, "kv_indptr: expected at most ", kMostUnits,
                   " requests x heads x parts of a row, got ", units);
   const int64_t most = 4 * runtime::driver(place.device.kind).compute_units(place.device.index);
-  launch(kernel, p, cpu ? std::min(units, most) : units, place);
+  launch(kernel, p, cpu ? std::min(units, most) : (units + kWaves - 1) / kWaves, place);
 }
 
 void mla_decode_reduce(Tensor partial_output, Tensor partial_lse, Tensor reduced, Tensor kv_indptr,

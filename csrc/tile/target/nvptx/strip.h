@@ -13,7 +13,7 @@ inline constexpr bool kStripsPay = true;
 
 /// Columns of a row that a wave merges together: kEach times kVec neighbours a lane, read and
 /// written as one, so that addresses and counts are multiples of kVec elements.
-template <int kVec, int kEach = 2>
+template <int kVec, int kEach = 4>
 class Strip {
   struct alignas(kVec * sizeof(float)) Floats {
     float at[kVec];
@@ -24,13 +24,14 @@ class Strip {
 
  public:
   static constexpr int kColumns = kEach * kVec * kLanes;
+  static constexpr bool kSkipsNull = true;
 
   TILE_FN void clear() {
 #pragma unroll
     for (Floats& vector : sum_) vector = {};
   }
 
-  /// Partials that are about to be added.
+  /// Partials that are about to be added; null: there is none.
   template <int kPartials>
   struct Partials {
     Floats at[kEach][kPartials];
@@ -44,7 +45,8 @@ class Strip {
       const int column = first(i) < count ? first(i) : 0;
 #pragma unroll
       for (int n = 0; n < kPartials; ++n)
-        partials.at[i][n] = *reinterpret_cast<const Floats*>(from[n] + column);
+        partials.at[i][n] =
+            from[n] != nullptr ? *reinterpret_cast<const Floats*>(from[n] + column) : Floats{};
     }
     return partials;
   }

@@ -52,9 +52,10 @@ TILE_FN T listed(const T* list, uint32_t index) {
 inline constexpr bool kBlocksMeet = true;
 
 /// In a kernel with kWaits, before its first access to memory, by all threads: waits until earlier
-/// launches have ended and what they wrote is visible; lets the next such kernel start meanwhile.
+/// launches have ended and what they wrote is visible; lets the next such kernel start meanwhile,
+/// but not before, or launches would pile up on a few multiprocessors.
 TILE_FN void await_earlier_launches() {
-  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
 }
 
 /// Counts this block in at `counter` and returns how many came before, to all threads. What the

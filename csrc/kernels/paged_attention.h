@@ -7,6 +7,7 @@
 #include "parts/bounds.h"
 #include "parts/merge_splits.h"
 #include "parts/split_range.h"
+#include "parts/strand_merge.h"
 #include "parts/unowned_rows.h"
 
 namespace hipdecode::kernels {
@@ -257,14 +258,18 @@ struct PagedAttention {
         quotient(work.packed - work.begin - 1, work.stride);  // passes but the last
     const int32_t rest = work.packed - work.begin - whole * work.stride;
     const int32_t rows = whole * kRows + (rest < kRows ? rest : kRows);
-    merge_splits<Shape::kHeadDim>(
-        block, p.arrivals + work.tile_index, work.split, work.used, p.together != 0, rows,
-        [&](int32_t r) -> SplitRow {
-          const RowAt at(p, work, work.begin + r / kRows * work.stride, r % kRows);
-          const int64_t partial = partial_at(p, at);
-          return {row_of(p, at), p.partial_o + partial * Shape::kHeadDim, p.partial_lse + partial,
-                  static_cast<uint32_t>(p.nhead)};
-        });
+    const auto row_at = [&](int32_t r) -> SplitRow {
+      const RowAt at(p, work, work.begin + r / kRows * work.stride, r % kRows);
+      const int64_t partial = partial_at(p, at);
+      return {row_of(p, at), p.partial_o + partial * Shape::kHeadDim, p.partial_lse + partial,
+              static_cast<uint32_t>(p.nhead)};
+    };
+    int32_t* arrivals = p.arrivals + work.tile_index;
+    if constexpr (tile::kBlocksMeet)
+      merge_strands<Shape::kHeadDim, kRows>(block, arrivals, work.split, work.used, p.together != 0,
+                                            rows, row_at);
+    else
+      merge_splits<Shape::kHeadDim>(block, arrivals, work.split, work.used, false, rows, row_at);
   }
 };
 

@@ -8,12 +8,12 @@
 
 namespace hipdecode::kernels {
 
-/// How many strands the partials of a row are divided into, as a power of two: so many that a wave
-/// has enough to read at once where all blocks of a tile merge. It follows from the request alone,
-/// so the order of the sum does too.
-TILE_FN int32_t strand_bits(int32_t used, int32_t rows) {
-  const int32_t each = 2 * used / rows;
-  return each >= 8 ? 3 : each >= 4 ? 2 : each >= 2 ? 1 : 0;
+/// How many strands the partials of a row are divided into, as a power of two: so many that every
+/// wave has some where all blocks of a tile merge. It follows from the request alone, so the order
+/// of the sum does too.
+/// @param waves of all blocks of the tile, for each piece of a row
+TILE_FN int32_t strand_bits(int32_t waves, int32_t rows) {
+  return waves >= 8 * rows ? 3 : waves >= 4 * rows ? 2 : waves >= 2 * rows ? 1 : 0;
 }
 
 /// Some columns of one row, four neighbours a lane of a strand; the strands' sums are added up.
@@ -100,7 +100,7 @@ TILE_FN void merge_strands(tile::Block block, int32_t* arrivals, int32_t split, 
   else if (tile::arrive(arrivals, used, block) != used - 1)
     return;
   if (block.wave() >= block.waves()) return;  // it fetches
-  const int32_t bits = strand_bits(used, kRows), parts = kWhole << bits;
+  const int32_t bits = strand_bits(used * block.waves() / kWhole, kRows), parts = kWhole << bits;
   const int32_t share = together ? split : 0, shares = together ? used : 1;
   TILE_ROLLED
   for (int32_t unit = block.wave() * shares + share; unit < rows * parts;

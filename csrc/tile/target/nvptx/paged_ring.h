@@ -62,11 +62,20 @@ struct PagedRing {
     }
   }
 
-  /// Whether values of tokens from `first` on have infinities or NaNs.
-  TILE_FN bool has_special_values(int stage, int first) const {
+  /// Whether any values have infinities or NaNs. Every request's last group asks: a short loop, of
+  /// code that nobody has run before.
+  TILE_FN bool has_special_values(int stage) const {
+    // an exponent of all ones carries into the sign's place
+    constexpr uint32_t kLast = kSpecial & -kSpecial, kEach = kFp8 ? 0x01010101u : 0x00010001u;
+    const auto* chunks = reinterpret_cast<const uint4*>(stages[stage].values) + lane();
     uint32_t any = 0;
-    for_specials(stage, first, [&](const uint32_t&, uint32_t special) { any |= special; });
-    return __any_sync(~0u, any != 0);
+#pragma unroll 4
+    for (int i = 0; i < kTurns; ++i) {
+      const uint4 words = chunks[i * kLanes];
+      for (const uint32_t word : {words.x, words.y, words.z, words.w})
+        any |= (word & kSpecial * kEach) + kLast * kEach;
+    }
+    return __any_sync(~0u, (any & (kSpecial + kLast) * kEach) != 0);
   }
 
   /// They become zero: zero times them is NaN, and some row has a weight of zero.

@@ -302,7 +302,7 @@ class PagedTiles {
   /// and no others.
   TILE_FN void keep_apart(int first) {
     Ring& ring = s_.rings[team_];
-    if (!ring.has_special_values(stage_, first)) return;
+    if (!ring.has_special_values(stage_)) return;
     TILE_ROLLED
     for (int token = first; token < own_ && token < kGroupTokens; ++token) {
       const int place = Ring::place_of(token);

@@ -25,17 +25,11 @@ struct Quad {
 #pragma unroll
     for (int i = 0; i < 4; ++i) values[i] += other.values[i] * weight;
   }
-  /// destination[i ... i + 3] = values * scale, as bf16, fp16 or fp32.
+  /// destination[i ... i + 3] = values * scale, as store_four() has it.
   TILE_FN void store(void* destination, int i, float scale, abi::DType type) const {
-    const auto at = reinterpret_cast<uintptr_t>(destination) + i * 2;
-    if (type != abi::DType::fp32 && at % sizeof(uint2) == 0) [[likely]] {
-      *reinterpret_cast<uint2*>(at) =
-          uint2{nvptx::pack_as(values[0] * scale, values[1] * scale, type),
-                nvptx::pack_as(values[2] * scale, values[3] * scale, type)};
-    } else {
-#pragma unroll
-      for (int n = 0; n < 4; ++n) nvptx::store_one(destination, i + n, values[n] * scale, type);
-    }
+    nvptx::store_four(destination, i,
+                      {values[0] * scale, values[1] * scale, values[2] * scale, values[3] * scale},
+                      type);
   }
 };
 

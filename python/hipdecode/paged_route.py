@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from .dispatch import FAMILIES, check_sizes, table_of
 from .errors import BadArgument
+from .paged_cost import cheapest_cut
 from .registry import wanted_rows
 from .split_rule import cheapest_splits
 from .table_files import Cells, Schema
@@ -24,15 +25,8 @@ SCALE_FORMS = ("none", "tensor", "token")
 MAX_SPLITS = 64
 MERGE_TOKENS = 16
 """What writing and merging one more partial result costs, in keys of the same rows."""
-MERGE_START = MappingProxyType({"sm_90": 320})
-"""What merging costs besides, in the same unit, where blocks wait for each other."""
-MOST_ROWS = MappingProxyType({"cpu": 128, "sm_90": 64})
-"""Query rows that one thread group works on together, at most; 128 elsewhere."""
-BLOCKS_OF_A_UNIT = MappingProxyType({"sm_90": 2})
-"""Thread groups that share a compute unit; 1 elsewhere."""
-LESS_ROWS = (16, 32)
-REREAD_BYTES = 96 << 20
-"""What an L2 may deliver for tiles of fewer rows: then it costs less than fewer workers do."""
+ESTIMATED = frozenset({"sm_90"})
+"""Families whose calls are cut as `paged_cost` estimates; elsewhere as `paged_splits` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,28 +239,20 @@ def _answer(
     row: Row[PagedKey] | None = None,
     table: str = "",
 ) -> PagedRoute:
-    rows = wanted_rows(shape.family, shape.mtp * shape.gqa, _less_rows(shape))
-    scales = "token" if shape.scales == "token" else "tensor"
-    layout = "block16" if route == "mtp" else "any"
-    kernel = f"{shape.head_dim}-{shape.q_dtype}-{shape.kv_dtype}-{scales}-{layout}-{rows}"
     splits, why = shape.num_splits, "given by the caller"
     if splits is None and row is not None and isinstance(row.num_splits, int):
         splits, why = row.num_splits, "measured"
-    if splits is None:
-        why = "by the rule of paged_splits"
-        splits = paged_splits(
-            tiles=_tiles(shape, rows),
-            compute_units=_workers(shape),
-            kv_len=shape.kv_len,
-            merge_start=MERGE_START.get(shape.family, 0),
-        )
+    rows, splits, rule = _cut(shape, splits)
+    scales = "token" if shape.scales == "token" else "tensor"
+    layout = "block16" if route == "mtp" else "any"
+    kernel = f"{shape.head_dim}-{shape.q_dtype}-{shape.kv_dtype}-{scales}-{layout}-{rows}"
     return PagedRoute(
         route=route,
         kernel=f"paged_attention/{kernel}",
         num_splits=splits,
         reason=reason,
         table=f"{table}:{row.line}: {row.key}" if row else table,
-        splits_reason=why,
+        splits_reason=rule or why,
         source=f"{table}:{row.line}" if row else "",
         us=row.us if row else None,
         runner_up=row.runner_up if row else None,
@@ -275,42 +261,37 @@ def _answer(
     )
 
 
-def _tiles(shape: PagedShape, rows: int) -> int:
-    """Thread groups of an unsplit call."""
-    rows = min(rows, MOST_ROWS.get(shape.family, 128))
-    return shape.batch * shape.nhead_kv * -(-shape.mtp * shape.gqa // rows)
-
-
-def _workers(shape: PagedShape) -> int:
-    return shape.compute_units * BLOCKS_OF_A_UNIT.get(shape.family, 1)
-
-
-def _less_rows(shape: PagedShape) -> int | None:
-    """Rows of a tile where several tiles of a kv head had better run at once; None: one for all.
-
-    The waves of a block share its rows or its keys: fewer rows, more keys at a time.
-    """
-    if shape.family not in BLOCKS_OF_A_UNIT:
-        return None
-    size = 2 if shape.kv_dtype not in FP8_NAMES else 1
-    kv_bytes = shape.batch * shape.nhead_kv * shape.kv_len * 2 * shape.head_dim * size
-    packed = shape.mtp * shape.gqa
-    for rows in LESS_ROWS:
-        reread = kv_bytes * -(-packed // rows)
-        if rows < packed and reread <= REREAD_BYTES and _tiles(shape, rows) <= _workers(shape):
-            return rows
-    return None
+def _cut(shape: PagedShape, splits: int | None) -> tuple[int, int, str]:
+    """Query rows of a tile, pieces of the keys, and by what rule; `splits`: already chosen."""
+    packed, heads = shape.mtp * shape.gqa, shape.batch * shape.nhead_kv
+    if shape.family in ESTIMATED:
+        cut = cheapest_cut(
+            heads=heads,
+            packed=packed,
+            kv_len=shape.kv_len,
+            head_dim=shape.head_dim,
+            element_bytes=1 if shape.kv_dtype in FP8_NAMES else 2,
+            compute_units=shape.compute_units,
+            most=MAX_SPLITS,
+            splits=splits,
+        )
+        return cut.rows, cut.splits, "" if splits else "by the estimates of paged_cost"
+    rows = wanted_rows(shape.family, packed)
+    if splits is not None:
+        return rows, splits, ""
+    tiles = heads * -(-packed // rows)
+    splits = paged_splits(tiles=tiles, compute_units=shape.compute_units, kv_len=shape.kv_len)
+    return rows, splits, "by the rule of paged_splits"
 
 
 @lru_cache(maxsize=8192)
-def paged_splits(*, tiles: int, compute_units: int, kv_len: int, merge_start: int = 0) -> int:
+def paged_splits(*, tiles: int, compute_units: int, kv_len: int) -> int:
     """The number of pieces that each request's keys are cut into; see `cheapest_splits`.
 
     Args:
         tiles: blocks of an unsplit call: requests x kv heads x tiles of packed rows.
         compute_units: workers.
         kv_len: tokens of a request at most.
-        merge_start: what merging costs, however many pieces, in keys of the same rows.
     """
     return cheapest_splits(
         tiles=tiles,
@@ -318,7 +299,6 @@ def paged_splits(*, tiles: int, compute_units: int, kv_len: int, merge_start: in
         keys=kv_len,
         most=MAX_SPLITS,
         merge_each=MERGE_TOKENS,
-        merge_start=merge_start,
     )
 
 

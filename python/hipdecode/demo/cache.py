@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from hipdecode.errors import BadArgument
-
-_FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
+from hipdecode.integrations.transformers_layers import FP8_DTYPES, put, quantised
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class PagedLatentCache:
         Raises:
             BadArgument: fp8 without scales, or scales for another dtype.
         """
-        if (kv_scales is not None) != (dtype in _FP8_DTYPES):
+        if (kv_scales is not None) != (dtype in FP8_DTYPES):
             raise BadArgument(f"kv_scales: expected them for fp8 alone, got dtype {dtype}")
         pages = -(-capacity // page_size)
         shape = (batch * pages, page_size, 1, head_dim_qk)
@@ -149,15 +148,9 @@ class PagedLatentCache:
 
     def write(self, layer: int, latents: Tensor, step: Step) -> None:
         """Stores the new tokens' latents [batch * q_len, head_dim_qk] fp32 of one layer."""
-        buffer, scale = self.buffers[layer], self.kv_scales[layer]
-        if scale is not None:
-            # torch turns what does not fit into NaN; saturate as serving engines do.
-            limit = torch.finfo(buffer.dtype).max
-            latents = (latents / scale).clamp(-limit, limit)
-        rows = buffer.view(-1, buffer.shape[-1])
-        # Bytes are copied, since torch has no indexed copy of fp8.
-        as_bytes = latents.to(buffer.dtype).view(torch.uint8)
-        rows.view(torch.uint8).index_copy_(0, step.slots, as_bytes)
+        buffer = self.buffers[layer]
+        rows = quantised(latents, buffer.dtype, self.kv_scales[layer])
+        put(buffer.view(-1, buffer.shape[-1]), (step.slots,), rows)
 
     def calibrate(self, dtype: torch.dtype) -> list[float]:
         """Scales, one per layer, that fit an fp8 cache to four times the largest latent here.

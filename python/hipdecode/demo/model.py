@@ -14,6 +14,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Atten
 
 from hipdecode.demo.cache import PagedLatentCache
 from hipdecode.errors import BadArgument
+from hipdecode.integrations.transformers_layers import up_projections
 
 FOLDER = Path(__file__).parent
 """Holds config.json and the weights."""
@@ -59,8 +60,7 @@ class AbsorbedAttention(nn.Module):
         self._dims = (inner.qk_nope_head_dim, inner.qk_rope_head_dim)
         to_query = (inner.q_proj, inner.q_a_proj, inner.q_a_layernorm, inner.q_b_proj)
         self._to_query = nn.Sequential(*(part for part in to_query if part is not None))
-        up = inner.kv_b_proj.weight.view(inner.num_heads, -1, inner.kv_lora_rank)
-        self._w_uk, self._w_uv = up[:, : self._dims[0]], up[:, self._dims[0] :]
+        self._w_uk, self._w_uv = up_projections(inner, inner.num_heads)
 
     def forward(
         self,

@@ -136,4 +136,4 @@ def test_prebuilt_only_process_raises_and_names_kernel_and_command(
     assert f"`hipdecode build {rows} --target {target}`" in err
     assert f"prebuilt folder {folder} does not hold {rows}" in err
     assert count.read_text() == before
-    assert not (tmp_path / "nothing").exists()
+    assert not list((tmp_path / "nothing").glob("*/"))  # what compilers there are it may note

@@ -86,14 +86,17 @@ class Setup:
 class Run:
     """One contender, ready to decode: `step` decodes the token that the one before chose."""
 
-    def __init__(self, setup: Setup, forward: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, setup: Setup, forward: Callable[[Tensor], Tensor], held: object = None
+    ) -> None:
         """Runs the first step.
 
         Args:
             setup: of the batch.
             forward: tokens [batch, 1] to logits [batch, 1, vocabulary].
+            held: what must live as long.
         """
-        self._forward = forward
+        self._forward, self._held = forward, held
         self._token = setup.token.clone()
         self.first = forward(self._token).float().clone()
 
@@ -236,7 +239,8 @@ def on_static_cache(model: DeepseekV3ForCausalLM, setup: Setup) -> Run:
         graph.replay()
         return logits
 
-    return Run(setup, forward)
+    # the graph reads memory that nothing else holds
+    return Run(setup, forward, held=(cache, mask, positions))
 
 
 def contenders(

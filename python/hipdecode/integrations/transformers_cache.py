@@ -79,7 +79,9 @@ class PagedCache(Cache):
         step: the last forward pass's, None before the first.
         paged_layers: the layers.
         latent: columns of a latent that are V; 0 in models with grouped keys.
-        kv_len: average context to route for, where the host's count says too little: for graphs.
+        counts: the host's count of columns is what steps are routed for; not so in a graph, which
+            outlives the count of its capture.
+        kv_len: average context to route for where the host does not count; None: not known.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class PagedCache(Cache):
         self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         self.decode: Decode = mla_decode if decode is None else decode  # type: ignore[assignment]
         self.step: Step | None = None
+        self.counts = True
         self.kv_len: int | None = None
         self.kv_scales = _scales(kv_scales, layers, dtype, self.device)
         kind = LatentLayer if self.latent else GroupedLayer
@@ -170,7 +173,7 @@ class PagedCache(Cache):
             kv_indptr=kv_indptr,
             kv_indices=kv_indices,
             kv_last_page_lens=self.lengths - (used - 1).clamp(min=0) * self.page_size,
-            kv_len=self._kv_len(seen + q_len),
+            kv_len=seen + q_len if self.counts else self.kv_len,
             lengths=self.lengths,
         )
         return self.step
@@ -217,13 +220,6 @@ class PagedCache(Cache):
     def batch_size(self) -> int:
         """Requests."""
         return self.batch
-
-    def _kv_len(self, columns: int) -> int | None:
-        """What a step of so many columns is routed for; a graph outlives its capture's count."""
-        if self.kv_len is not None:
-            return self.kv_len
-        captured = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        return None if captured else columns
 
     def _slots(self, positions: Tensor) -> Tensor:
         """Token slots of positions [batch, n] of each request; those below 0 are as 0."""

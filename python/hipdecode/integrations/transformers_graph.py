@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import cast
 
 import torch
@@ -57,22 +56,15 @@ class DecodeGraph:
         self._cache, self._q_len = cache, q_len
         self._tokens = torch.zeros((cache.batch, q_len), dtype=torch.int64, device=cache.device)
         self._ahead = torch.arange(q_len, device=cache.device)
-        step, seen, before = partial(self._step, model), cache.get_seq_length(), cache.kv_len
-        cache.kv_len = kv_len
-        lengths = cache.lengths.clone()
-        stream = torch.cuda.Stream(cache.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(cache.device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                step()
-                self._rewind(seen, lengths)
-        stream.synchronize()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=stream):
-            self.logits = step()
-        self._rewind(seen, lengths)
+        self._model = model
+        seen, lengths = cache.get_seq_length(), cache.lengths.clone()
+        cache.counts, cache.kv_len = False, kv_len
+        try:
+            self._capture(seen, lengths)
+        finally:
+            cache.counts, cache.kv_len = True, None
+            self._rewind(seen, lengths)
         torch.cuda.synchronize(cache.device)
-        cache.kv_len = before
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Decodes the next tokens of every request.
@@ -98,9 +90,25 @@ class DecodeGraph:
             layer.seen = columns
         return self.logits
 
-    def _step(self, model: PreTrainedModel) -> Tensor:
+    def _capture(self, seen: int, lengths: Tensor) -> None:
+        """Makes the graph, after a few steps on the stream of the capture."""
+        device = self._cache.device
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self._step()
+                self._rewind(seen, lengths)
+        stream.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=stream):
+            self.logits = self._step()
+
+    def _step(self) -> Tensor:
         positions = self._cache.lengths[:, None] + self._ahead
-        out = model(input_ids=self._tokens, position_ids=positions, past_key_values=self._cache)
+        out = self._model(
+            input_ids=self._tokens, position_ids=positions, past_key_values=self._cache
+        )
         return cast(Tensor, out.logits)
 
     def _rewind(self, seen: int, lengths: Tensor) -> None:

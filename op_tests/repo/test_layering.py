@@ -36,7 +36,7 @@ CONDITIONAL = re.compile(r"^\s*#\s*(if|ifdef|ifndef|elif)\b", re.MULTILINE)
 LAYERS = [
     {"errors", "settings", "paths"},
     {"target", "schema"},
-    {"registry", "tables", "models", "split_rule", "hk_splits"},
+    {"registry", "tables", "models", "split_rule", "hk_splits", "paged_cost"},
     {"support", "table_files", "model_config"},
     {"jit", "dispatch", "disassembly", "sparse_route", "paged_route", "reduce_route"},
     {"facts", "sim", "shape_log"},

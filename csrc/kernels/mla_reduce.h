@@ -48,43 +48,48 @@ struct MlaReduce {
 
   static constexpr int32_t kFewPartials = 4;
   using Strip = tile::Strip<4, 4>;
+  static constexpr int32_t kWidth =
+      tile::kStripsPay ? Strip::kColumns : kColumns;  // columns that a wave merges at a time
+
+  /// Into how many parts rows are divided.
+  static TILE_FN int32_t parts_of(const Params& p) {
+    return kWidth == kMaxHeadDimV ? 1 : (p.head_dim_v + kWidth - 1) / kWidth;
+  }
 
   /// Some columns of one row of a tile.
   struct Unit {
     int32_t row, head, column;
 
-    TILE_FN Unit(const Params& p, int32_t width, int32_t parts, int32_t unit) {
+    TILE_FN Unit(const Params& p, int32_t unit) {
+      const int32_t parts = parts_of(p);
       const int32_t vector = quotient(unit, parts);
       row = quotient(vector, p.nhead);
       head = vector - row * p.nhead;
-      column = (unit - vector * parts) * width;
+      column = (unit - vector * parts) * kWidth;
     }
   };
 
   /// What a wave does: it is one of a team for each tile, or takes tiles in turn. Which columns
   /// are its first follows from its number alone.
   struct Share {
-    int32_t width, parts, member, team, first_tile, teams;
+    int32_t member, team, first_tile, teams;
     Unit first;
 
-    TILE_FN Share(const Params& p, tile::Block block, int32_t columns)
-        : width(columns < p.head_dim_v ? columns : p.head_dim_v),
-          parts(quotient(p.head_dim_v + width - 1, width)),
-          first(p, width, parts, 0) {
+    TILE_FN Share(const Params& p, tile::Block block) : first(p, 0) {
       const int32_t waves = block.count() * block.waves();
       const int32_t wave = block.index() * block.waves() + block.wave();
       team = waves > p.tiles ? quotient(waves, p.tiles) : 1;
       teams = quotient(waves, team);
       first_tile = quotient(wave, team);
       member = wave - first_tile * team;
-      first = Unit(p, width, parts, member);
+      first = Unit(p, member);
     }
   };
 
   static TILE_FN void run(const Params& p, tile::Block block, Shared&) {
     // stage 0: which tiles and which of their columns
     const bool vectors = tile::kStripsPay && vectors_of_four(p);
-    const Share share(p, block, tile::kStripsPay ? Strip::kColumns : kColumns);
+    const Share share(p, block);
     tile::await_earlier_launches();
     for (int32_t t = share.first_tile; t < p.tiles; t += share.teams) {
       const Tile tile = tile_at(p, t);
@@ -111,15 +116,11 @@ struct MlaReduce {
   /// Calls use(unit) for each unit of a tile that is the wave's.
   template <class Use>
   static TILE_FN void for_units(const Params& p, const Tile& tile, const Share& share, Use use) {
-    const int32_t units = tile.units * share.parts;
-    Unit unit = share.first;
-    int32_t n = share.member;
-    if (n >= units) return;
+    const int32_t units = tile.units * parts_of(p);
     TILE_ROLLED
-    for (;;) {
-      use(unit);
-      if ((n += share.team) >= units) return;
-      unit = Unit(p, share.width, share.parts, n);
+    for (int32_t n = share.member; n < units; n += share.team) {
+      const bool known = tile::kStripsPay && n == share.member;
+      use(known ? share.first : Unit(p, n));
     }
   }
 
@@ -137,7 +138,7 @@ struct MlaReduce {
     if (least < 0) return;
     for_units(p, tile, share, [&](const Unit& unit) {
       if (int64_t{most} + unit.row >= p.partial_rows) return;
-      merge_row<Strip, 4, tile::Few<kFewPartials>>(p, tile, share, unit,
+      merge_row<Strip, 4, tile::Few<kFewPartials>>(p, tile, unit,
                                                    [&](int32_t k) { return bases[k]; });
     });
   }
@@ -149,21 +150,20 @@ struct MlaReduce {
       if (tile::all_over(tile.count, [&](int32_t k) {
             return tile.map[k] >= 0 && int64_t{tile.map[k]} + unit.row < p.partial_rows;
           }))
-        merge_row<Row, kAhead, tile::Spread>(p, tile, share, unit,
-                                             [&](int32_t k) { return tile.map[k]; });
+        merge_row<Row, kAhead, tile::Spread>(p, tile, unit, [&](int32_t k) { return tile.map[k]; });
     });
   }
 
   template <class Row, int kAhead, class Weights, class BaseOf>
-  static TILE_FN void merge_row(const Params& p, const Tile& tile, const Share& share,
-                                const Unit& unit, BaseOf base_of) {
+  static TILE_FN void merge_row(const Params& p, const Tile& tile, const Unit& unit,
+                                BaseOf base_of) {
     const int64_t row = tile.first_row + unit.row;
     auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + unit.head * p.o_stride_head;
     const bool first = unit.column == 0 && p.lse != nullptr;
     const int32_t left = p.head_dim_v - unit.column;
     merge_partials<Row, kAhead, Weights>(
         {o + unit.column, first ? p.lse + row * p.nhead + unit.head : nullptr, p.o_dtype},
-        tile.count, left < share.width ? left : share.width, [&](int32_t k) -> Partial {
+        tile.count, left < kWidth ? left : kWidth, [&](int32_t k) -> Partial {
           const int64_t at = (int64_t{base_of(k)} + unit.row) * p.nhead + unit.head;
           return {p.partial_o + at * p.head_dim_v + unit.column, p.partial_lse + at};
         });

@@ -103,8 +103,9 @@ struct Visible {
   }
 
   TILE_FN int32_t seen_by(int r) const {
-    const uint32_t token = (first + static_cast<uint32_t>(r)) / static_cast<uint32_t>(p.nhead);
-    return own_tokens(p, end + static_cast<int32_t>(token));
+    const abi::MlaDecodeParams& now = tile::reread(p);
+    const uint32_t token = (first + static_cast<uint32_t>(r)) / static_cast<uint32_t>(now.nhead);
+    return own_tokens(now, end + static_cast<int32_t>(token));
   }
 
   /// The same of `tokens` tokens from `from` on.

@@ -27,7 +27,7 @@ struct MlaDecodeParams {
   int32_t* arrivals;           // [batch * row_tiles] zero before and after (hk with num_splits > 1)
   const float* q_scale;        // [1] dequantisation scale of an fp8 q; null means 1
   const float* kv_scale;       // [1] dequantisation scale of kv; null means 1
-  const int32_t* g_kv_indptr;  // [batch + 1] tokens over all ranks; null means one rank
+  const int32_t* g_kv_indptr;  // [batch + 1] tokens over all ranks; null where round is 0
   int64_t q_stride_row, q_stride_head;
   int64_t kv_stride_page, kv_stride_token;
   int64_t o_stride_row, o_stride_head;
@@ -47,10 +47,9 @@ struct MlaDecodeParams {
   int32_t page_bits;  // log2 of page_size
   int32_t
       together;  // hk: all blocks of the launch run at the same time and may wait for each other
-  // Where the cache is one rank's share: groups of tokens are dealt to the ranks in turn. Read
-  // where g_kv_indptr is not null.
+  // Where the cache is one rank's share: groups of tokens are dealt to the ranks in turn.
+  int32_t round;          // tokens of one group each; 0 where this rank has all
   int32_t group;          // tokens
-  int32_t round;          // tokens of one group each, for 2 or more ranks
   int32_t group_begin;    // where this rank's group begins in a round
   uint32_t round_factor;  // n / round, n below 2^31, is the upper half of n * round_factor,
   int32_t round_shift;    // shifted right by this

@@ -24,7 +24,7 @@ struct MlaDecodePersistent {
 
   /// Where a work begins among the tokens of its request here; asked by shares of a cache alone.
   static TILE_FN int32_t tokens_ahead(const Params& p, const abi::WorkItem& work) {
-    if (p.g_kv_indptr == nullptr) return 0;
+    if (p.round == 0) return 0;
     const int64_t pages = int64_t{work.kv_start} - p.kv_indptr[work.batch];
     return clamp32(pages << p.page_bits, 0, kMaxTokens);
   }

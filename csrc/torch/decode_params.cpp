@@ -41,6 +41,7 @@ void add_shard(const Shard& shard, const Tensor& q, abi::MlaDecodeParams& p) {
   HIPDECODE_CHECK(data != nullptr || p.causal == 0 || p.max_seqlen_q == 1,
                   "g_kv_indptr: expected lengths over all ranks where causal masks ",
                   p.max_seqlen_q, " query rows and cp_world_size is ", ranks, ", got none");
+  if (data == nullptr) return;
   p.g_kv_indptr = data;
   p.group = static_cast<int32_t>(group);
   p.round = static_cast<int32_t>(ranks * group);

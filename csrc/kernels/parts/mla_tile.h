@@ -59,7 +59,7 @@ TILE_FN int32_t last_page(const abi::MlaDecodeParams& p, int64_t request) {
 /// Where causality ends the keys of a request: behind its `tokens` keys here, or those of all
 /// ranks.
 TILE_FN int64_t causal_end(const abi::MlaDecodeParams& p, int64_t request, int64_t tokens) {
-  if (p.g_kv_indptr == nullptr) return tokens;
+  if (p.round == 0) return tokens;
   return int64_t{p.g_kv_indptr[request + 1]} - p.g_kv_indptr[request];
 }
 
@@ -79,7 +79,7 @@ TILE_FN int32_t tokens_of(const abi::MlaDecodeParams& p, int32_t first, int32_t 
 
 /// Of the first `tokens` tokens of a request, those in this rank's share of the cache.
 TILE_FN int32_t own_tokens(const abi::MlaDecodeParams& p, int32_t tokens) {
-  if (p.g_kv_indptr == nullptr || tokens <= 0) return tokens;
+  if (p.round == 0 || tokens <= 0) return tokens;
   const uint64_t product = uint64_t{static_cast<uint32_t>(tokens)} * p.round_factor;
   const auto rounds = static_cast<int32_t>(static_cast<uint32_t>(product >> 32) >> p.round_shift);
   const int32_t rest = tokens - rounds * p.round - p.group_begin;
@@ -88,17 +88,18 @@ TILE_FN int32_t own_tokens(const abi::MlaDecodeParams& p, int32_t tokens) {
 
 /// How many tokens of a range packed row r may see: non-decreasing in r.
 struct Visible {
+  static constexpr int32_t kAll = 0x7fffffff;
+
   const abi::MlaDecodeParams& p;
   int32_t end;    // tokens that row 0 of the request would see if rows counted none, on all ranks
   int32_t begin;  // the range, in tokens of this rank
   int32_t count;
   uint32_t first;      // packed row 0
-  int32_t first_seen;  // the tokens of this rank that it sees: it is asked for at every tile
-  bool causal;
+  int32_t first_seen;  // the tokens of this rank that it sees; kAll: every row sees all
 
   TILE_FN int operator()(int r) const {
-    if (!causal) return count;
-    const int32_t seen = (r == 0 ? first_seen : seen_by(r)) - begin;
+    const bool same = r == 0 || first_seen == kAll;
+    const int32_t seen = (same ? first_seen : seen_by(r)) - begin;
     return seen < 0 ? 0 : seen > count ? count : seen;
   }
 
@@ -110,7 +111,7 @@ struct Visible {
 
   /// The same of `tokens` tokens from `from` on.
   TILE_FN Visible part(int32_t from, int32_t tokens) const {
-    return {p, end, begin + from, tokens, first, first_seen, causal};
+    return {p, end, begin + from, tokens, first, first_seen};
   }
 };
 
@@ -193,16 +194,15 @@ struct MlaTile {
   }
 
   static TILE_FN Visible visible_in(const Params& p, const QuerySpan& rows, const KeySpan& keys) {
-    const bool causal = p.causal != 0 && rows.q_len > 1;  // one token sees all
     const int64_t end = keys.causal_end - (rows.q_len - 1 - rows.position);
     Visible visible{.p = p,
-                    .end = clamp32(end, -kMaxTokens, kMaxTokens),
+                    .end = tile::own(clamp32(end, -kMaxTokens, kMaxTokens)),
                     .begin = keys.begin + keys.ahead,
                     .count = keys.end - keys.begin,
-                    .first = static_cast<uint32_t>(rows.begin),
-                    .first_seen = 0,
-                    .causal = causal};
-    visible.first_seen = visible.seen_by(0);
+                    .first = tile::own(static_cast<uint32_t>(rows.begin)),
+                    .first_seen = Visible::kAll};
+    const bool causal = p.causal != 0 && rows.q_len > 1;  // one token sees all
+    if (causal) visible.first_seen = tile::uniform(visible.seen_by(0));
     return visible;
   }
 
@@ -218,7 +218,7 @@ struct MlaTile {
         tile::own(p.sm_scale * tile::kLog2E * scale_of(p.q_scale, tile::kIsFp8<Shape::kQDType>) *
                   scale_of(p.kv_scale, tile::kIsFp8<Shape::kKvDType>)));
     const Visible seen_of = visible_in(p, rows, keys);
-    const int32_t seen = seen_of(count - 1);
+    const int32_t seen = tile::uniform(seen_of(count - 1));
     const int32_t end = keys.begin + seen;  // no row looks further
     // stage 0: queries become resident
     tiles.load_queries(QueryRow{p, rows}, count);

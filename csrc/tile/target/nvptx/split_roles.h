@@ -114,10 +114,14 @@ class SplitRoles {
     const int lane = fresh_lane(), token = own_token(lane);
     const bool lost[2] = {s_.ring.is_missing(tile_.slot, token),
                           s_.ring.is_missing(tile_.slot, token + 8)};
+    int own_end[2];  // each lane asks for two of the 64 rows
+    for (int i = 0; i < 2; ++i) {
+      const int row = lane + i * 32;
+      own_end[i] = visible(row < query_rows_ ? row : query_rows_ - 1);
+    }
 #pragma unroll
     for (int v = 0; v < kValues; ++v) {
-      const int row = row_of(v, lane);
-      const int end = visible(row < query_rows_ ? row : query_rows_ - 1);
+      const int end = __shfl_sync(~0u, own_end[v / (kValues / 2)], row_of(v, lane) % 32);
       hide(v, lost[0] || token >= end, lost[1] || token + 8 >= end);
     }
   }

@@ -21,6 +21,13 @@ struct KeyBlocks {
   static constexpr int kPart = 2, kParts = (Layout::kBlocks + kPart - 1) / kPart;
   static constexpr int kHalf = Layout::kValueBlocks / 2;  // blocks
 
+  /// The blocks of a slot in the order in which they are fetched: first the half that is released
+  /// first, last what is no values.
+  static constexpr int block_at(int slot, int i) {
+    if (slot == 0 || i >= Layout::kValueBlocks) return i;
+    return (i + kHalf) % Layout::kValueBlocks;
+  }
+
   static constexpr int kArrivals = kFetchWaves * (kStored ? 1 : kLanes + 1);
 
   alignas(1024) unsigned char keys[kSlots][Layout::kBytes];
@@ -86,12 +93,11 @@ class KeyFetcher {
       to[i] = shared_address(b_.keys[slot]) + swizzled(wave_ * kShare + token, chunk);
     }
 #pragma unroll
-    for (int block = 0; block < Layout::kBlocks; ++block) {
-      if (block == 0) {
-        b_.empty[slot][0].wait(phases_[slot] ^ 1);
-        if (lane() == 0) b_.missing[slot][wave_] = static_cast<uint16_t>(lost);
-      }
-      if (block == Blocks::kHalf) b_.empty[slot][1].wait(phases_[slot] ^ 1);
+    for (int turn = 0; turn < Layout::kBlocks; ++turn) {
+      const int block = Blocks::block_at(slot, turn);
+      if (block == 0 || block == Blocks::kHalf)
+        b_.empty[slot][block / Blocks::kHalf].wait(phases_[slot] ^ 1);
+      if (turn == 0 && lane() == 0) b_.missing[slot][wave_] = static_cast<uint16_t>(lost);
 #pragma unroll
       for (int i = 0; i < kTurns; ++i)
         copy_chunk(to[i] + block * kBlockBytes, from[i] + block * 128, found[i]);

@@ -39,7 +39,7 @@ class SplitBoth {
  public:
   struct Shared {
     static constexpr int kComputeWaves = kGroups * kGroupWaves;
-    static constexpr int kComputeRegisters = 224, kFetchRegisters = 56;
+    static constexpr int kComputeRegisters = 232, kFetchRegisters = 40;
     Slots slots;
     alignas(1024) unsigned char queries[Q::kBytes];
     RowEnds<kRows> ends;
@@ -74,6 +74,7 @@ class SplitBoth {
     publish_operand();
     meet_all();
     rows_.clear();
+    end_all_products();
 #pragma unroll
     for (float& value : output_) value = 0;
   }
@@ -91,21 +92,7 @@ class SplitBoth {
   TILE_FN void score(Tokens& tokens, const Tokens& next) {
     if (fetches_) return fetch(next);
     if (own_count(tokens) == 0) return;
-    const uint64_t queries = block_operand(shared_address(s_.queries));
-    const uint64_t keys = block_operand(shared_address(s_.slots.keys[group_]));
-    begin_products();
-#pragma unroll
-    for (int block = 0; block < Layout::kBlocks; ++block) {
-      if (block % Slots::kPart == 0)
-        s_.slots.full[group_][block / Slots::kPart].wait(phase(group_));
-#pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        const int at = block * kBlockBytes + step * 32;
-        multiply<Layout::kOperand>(scores_, advanced(queries, at), advanced(keys, at),
-                                   block + step > 0);
-      }
-    }
-    end_products();
+    multiply_keys(tokens.count > kOwnTokens);
     tokens.lost = s_.slots.missing_of(group_) != 0;
     wait_for_products<0>();
   }
@@ -148,6 +135,7 @@ class SplitBoth {
     if (fetches_) return;
     const bool both = tokens.count > kOwnTokens;
     uint32_t weights[kWords / 2];
+    end_all_products();
     if (group_ == 0) {
       const bool raised = rows_.raise();
       if (raised) rescale();
@@ -157,8 +145,8 @@ class SplitBoth {
       release(0);
       if (both) {
         take_maxima(1);
-        add_other();
-        release(1);
+        add_other_products();
+        owes_ = true;
       }
     } else {
       take_maxima(0);
@@ -183,6 +171,8 @@ class SplitBoth {
   template <class Target>
   TILE_FN void store(int rows, const Target& target, float value_scale) {
     if (fetches_) return;
+    end_all_products();
+    release_owed();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float sum = rows_.sum(i);
@@ -207,6 +197,7 @@ class SplitBoth {
 
  private:
   static constexpr int kWords = kOwnTokens / 2;  // scores of a thread
+  static constexpr int kTurn = 2 + kGroups;      // a barrier
 
   /// Loads the queries of a wave where they lie aligned: all of them are on their way at once.
   /// @return whether they do
@@ -236,6 +227,43 @@ class SplitBoth {
     wait_for_batches<0>();
     return true;
   }
+
+  /// Scores of the own slot, its blocks in the order in which they arrive. Those of the second slot
+  /// wait until those of the first are under way: beside each other both would be late, and neither
+  /// softmax would have products beside it.
+  TILE_FN void multiply_keys(bool both) {
+    const int moved = group_ * Slots::kHalf;  // blocks, see Slots::block_at()
+    const uint64_t queries = block_operand(shared_address(s_.queries));
+    const uint64_t keys = block_operand(shared_address(s_.slots.keys[group_]));
+    if (group_ == 1) meet(kTurn, kGroups * kGroupThreads);
+    if (owes_ && !__all_sync(~0u, s_.slots.full[0][0].passed(phase(0)))) {
+      end_all_products();  // the keys are late: the other slot is not to be
+      release_owed();
+    }
+    begin_products();
+#pragma unroll
+    for (int i = 0; i < Layout::kBlocks; ++i) {
+      const int block = i + (i < Slots::kHalf ? moved : i < Layout::kValueBlocks ? -moved : 0);
+      if (i % Slots::kPart == 0) s_.slots.full[group_][block / Slots::kPart].wait(phase(group_));
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        const int at = block * kBlockBytes + step * 32;
+        multiply<Layout::kOperand>(scores_, advanced(queries, at), advanced(keys, at),
+                                   i + step > 0);
+      }
+      if (i + 1 == Slots::kPart) {
+        end_products();
+        wait_for_products<1>();  // for those that were under way before
+        release_owed();
+      }
+    }
+    end_products();
+    if (both && group_ == 0) announce(kTurn, kGroups * kGroupThreads);
+  }
+
+  /// At most what owes_ says is under way. The compiler is to see so wherever others than products
+  /// touch the output: it would let one product wait for another else.
+  static TILE_FN void end_all_products() { wait_for_products<0>(); }
 
   TILE_FN void meet_group() const { meet(1 + group_, kGroupThreads); }
   static TILE_FN void meet_all() { meet(1 + kGroups, kGroups * kGroupThreads); }
@@ -310,15 +338,16 @@ class SplitBoth {
                                     advanced(values, step * 2048));
     end_products();
   }
-  TILE_FN void add_other() {
-    add_other_products();
-    wait_for_products<0>();
-  }
 
   /// This wave has read its half of the columns of a slot for the last time.
   TILE_FN void release(int slot) {
     __syncwarp();
     if (lane() == 0) s_.slots.empty[slot][group_].arrive();
+  }
+
+  TILE_FN void release_owed() {
+    if (owes_) release(1);
+    owes_ = false;
   }
 
   TILE_FN void rescale() {
@@ -351,6 +380,7 @@ class SplitBoth {
   Shared& s_;
   const bool fetches_;
   int group_, wave_;
+  bool owes_ = false;  // the second slot, while its last products are under way
   int query_rows_ = 0;
   uint32_t phases_ = 0;  // of the slots, a bit each
   Fetcher fetcher_;

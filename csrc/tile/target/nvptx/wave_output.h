@@ -30,20 +30,28 @@ struct Stretches {
   template <int kCount, int kRows>
   static TILE_FN void write(const RowEnds<kRows>& ends, int first, const unsigned char* room,
                             int begin) {
+    static_assert(kLanes % kCount == 0);
     const int to = begin + lane() * 16;
-#pragma unroll 8
-    for (int i = 0; i < kCount; ++i) {
-      const uint64_t row = ends.o[first + i];
-      if (row == 0) continue;
-      const uint4 words = *reinterpret_cast<const uint4*>(room + place(i, lane()));
-      if (row % sizeof(uint4) == 0) [[likely]]
-        write_chunk(row + to, words);
-      else
-        scatter(row + to, words);
+    if (__all_sync(~0u, ends.o[first + lane() % kCount] % sizeof(uint4) == 0)) [[likely]] {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const uint64_t row = ends.o[first + i];
+        if (row != 0) write_chunk(row + to, chunk_of(room, i));
+      }
+    } else {
+      TILE_ROLLED
+      for (int i = 0; i < kCount; ++i) {
+        const uint64_t row = ends.o[first + i];
+        if (row != 0) scatter(row + to, chunk_of(room, i));
+      }
     }
   }
 
  private:
+  static TILE_FN uint4 chunk_of(const unsigned char* room, int row) {
+    return *reinterpret_cast<const uint4*>(room + place(row, lane()));
+  }
+
   /// To an address that is a multiple of 2.
   static TILE_FN void scatter(uint64_t to, const uint4& words) {
     const uint32_t of[4] = {words.x, words.y, words.z, words.w};

@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("sglang", reason="needs the clients extra: make test-clients")
 
-from sglang_engine import ATTENTION_BACKENDS, NAME, Engine, kit, register
+from sglang_engine import ATTENTION_BACKENDS, NAME, Engine, register
 
 from hipdecode.errors import BadArgument
 
@@ -61,26 +61,6 @@ def test_the_runner_builds_it_and_another_one_for_prompts(device) -> None:
     split = attention_backend_setup.build_attention_backends(model_runner=runner).attn_backend
     assert isinstance(split, HybridAttnBackend)
     assert type(split.decode_backend).__name__ == "HipdecodeAttnBackend"
-
-
-def test_prompts_run_on_a_backend_of_sglangs_that_the_log_names(device, caplog) -> None:
-    if device.type != "cpu":
-        pytest.skip("SGLang's own kernels for prompts: needs a CPU, or a GPU with sgl_kernel")
-    cases = [case for case in kit.make_mla_cases(NAME) if not case.forward_mode.is_decode()]
-    for case in cases:
-        kit.run_mla_attention_case(
-            None, case, kv_lora_rank=512, dtype=torch.bfloat16, device=device.type
-        )
-    assert "torch_native" in caplog.text
-
-
-def test_sglangs_own_decode_cases_pass(device) -> None:
-    cases = [case for case in kit.make_mla_cases(NAME) if case.forward_mode.is_decode()]
-    assert cases
-    for case in cases:
-        kit.run_mla_attention_case(
-            None, case, kv_lora_rank=512, dtype=torch.bfloat16, device=device.type
-        )
 
 
 def test_a_draft_extends_on_hipdecode_and_steps_on_triton(device) -> None:

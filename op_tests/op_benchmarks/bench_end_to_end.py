@@ -262,20 +262,25 @@ def contenders(
 
 
 def time_runs(
-    runs: dict[str, Run], rounds: int, steps: int, device: torch.device
+    runs: dict[str, Run], rounds: int, steps: int, budget_s: float, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds per step of each run, by round."""
+    """Seconds per step of each run, by round; a run has its share of the seconds, or 2 rounds."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     taken: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
+    spent = dict.fromkeys(runs, 0.0)
+    for run in runs.values():
+        run.step()
+    for turn in range(rounds):
         for name, run in runs.items():
+            if turn >= 2 and spent[name] > budget_s / len(runs):
+                continue
             wait()
             begin = time.perf_counter()
             for _ in range(steps):
                 run.step()
             wait()
-            if turn:
-                taken[name].append((time.perf_counter() - begin) / steps)
+            spent[name] += time.perf_counter() - begin
+            taken[name].append((time.perf_counter() - begin) / steps)
     return taken
 
 
@@ -284,10 +289,9 @@ def bench_batch(
     model: DeepseekV3ForCausalLM,
     served: DeepseekV3ForCausalLM,
     setup: Setup,
-    rounds: int,
-    steps: int,
+    timing_of: tuple[int, int, float],
 ) -> Iterator[dict[str, object]]:
-    """A row for each contender."""
+    """A row for each contender; `timing_of` is rounds, steps and seconds."""
     device = setup.token.device
     exact = on_dynamic_cache(deepcopy(model).float(), setup, torch.float32).first
     runs: dict[str, Run] = {}
@@ -298,7 +302,7 @@ def bench_batch(
             runs[name] = make()
         except torch.OutOfMemoryError:
             failed[name] = "out of memory"
-    times = time_runs(runs, rounds, steps, device)
+    times = time_runs(runs, *timing_of, device)
     p50 = {name: statistics.median(seconds) for name, seconds in times.items()}
     peer = min((p50[name] for name in p50 if name.startswith("transformers")), default=None)
     for name in (*runs, *failed):
@@ -333,6 +337,7 @@ def bench_batch(
 @click.option("--kv-len", default=4096, show_default=True, help="Context without --trace.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--steps", default=8, show_default=True, help="Tokens of a request in a round.")
+@click.option("--budget-s", default=6.0, show_default=True, help="Seconds of a batch's rounds.")
 @click.option("--csv", "out", type=click.Path(path_type=Path), help="Write the rows there.")
 def main(
     name: str,
@@ -342,6 +347,7 @@ def main(
     kv_len: int,
     rounds: int,
     steps: int,
+    budget_s: float,
     out: Path | None,
 ) -> None:
     """Times all contenders and prints them."""
@@ -356,16 +362,15 @@ def main(
         "batch", "context mean", "max", "contender", "tokens/s", "ms a step", "over peer", "error"
     )
     for lengths in drawn:
-        setup = make_setup(model.config, lengths, (rounds + 1) * steps + 2, device)
-        for row in bench_batch(model, served, setup, rounds, steps):
+        setup = make_setup(model.config, lengths, rounds * steps + 2, device)
+        for row in bench_batch(model, served, setup, (rounds, steps, budget_s)):
             cells = [row[key] for key in list(row) if key != "ms_best"]
             table.add_row(*map(str, cells))
             shape = {"model": name, "layers": layers, "trace": trace.stem if trace else ""}
             rows.append(shape | row | {"rounds": rounds, "steps": steps} | facts)
-        del setup
+        if out is not None:
+            write_csv(out, rows)  # after every batch: a run may be cut short
     console().print(table)
-    if out is not None:
-        write_csv(out, rows)
 
 
 if __name__ == "__main__":

@@ -206,9 +206,9 @@ def main(count: int, length: int, ranks: int, share: tuple[str, ...], out: Path 
              "target": target.current().name, "transformers": transformers.__version__, **machine}
         )  # fmt: skip
         table.add_row(cache, how, str(q_len), f"{bits:.5f}", f"{change:+.4%}")
+        if out is not None:
+            write_csv(out, found)  # after every row: a run may be cut short
     console().print(table)
-    if out is not None:
-        write_csv(out, found)
     sys.exit(failed)
 
 

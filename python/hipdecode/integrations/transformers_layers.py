@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from hipdecode.integrations.transformers_cache import PagedCache, Step
 
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
+_ANY_LENGTH = {"route": "persistent"}
+"""Where nobody knows the context: it follows its plan at any, in a graph and before its capture."""
 LAYER = "hipdecode_layer"
 """Attribute of the keys that `update` returns where the attention is to read the pages instead."""
 
@@ -180,6 +182,7 @@ class LatentLayer(PagedLayer):  # type: ignore[no-untyped-call]
             sm_scale=sm_scale,
             kv_scale=self.scale(),
             kv_len=step.kv_len,
+            **_ANY_LENGTH if step.kv_len is None else {},
         )
         values = torch.einsum("rhl,hvl->rhv", out.to(w_uv.dtype), w_uv)
         return values.reshape(-1, step.q_len, *values.shape[1:])

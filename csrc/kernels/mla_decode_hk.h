@@ -60,8 +60,10 @@ struct MlaDecodeHk {
   };
 
   static TILE_FN void run(const Params& p, tile::Block block, Shared& shared) {
-    // stage 0: which request, rows and keys
-    const Work work = work_of(p, block);
+    run(p, block, shared, prepare(p, block.index()));
+  }
+
+  static TILE_FN void run(const Params& p, tile::Block block, Shared& shared, const Work& work) {
     if (work.exists()) {
       const Destination to =
           work.whole() ? Destination{false, work.first_row, 1}
@@ -77,13 +79,14 @@ struct MlaDecodeHk {
     clear_unowned_rows<Shape::kHeadDimV>(tile::reread(p), block);
   }
 
-  static TILE_FN Work work_of(const Params& p, tile::Block block) {
+  /// Stage 0: which request, rows and keys.
+  static TILE_FN Work prepare(const Params& p, int32_t block) {
     Work work;
-    work.tile_index = quotient(block.index(), p.num_splits);
+    work.tile_index = quotient(block, p.num_splits);
     const int32_t request_index = quotient(work.tile_index, p.row_tiles);
     if (request_index >= p.batch) return work;
     const Request request(p, request_index);
-    work.split = block.index() - work.tile_index * p.num_splits;
+    work.split = block - work.tile_index * p.num_splits;
     work.first_row = request.first_row;
     work.q_len = request.end_row - request.first_row;
     work.begin = (work.tile_index - request_index * p.row_tiles) * kRows;

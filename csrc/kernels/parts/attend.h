@@ -12,6 +12,11 @@ namespace hipdecode::kernels {
 template <class Tiles>
 constexpr bool kLastApart = requires { requires Tiles::kLastApart; };
 
+/// Whether a target's tiles look a tile up once the one before is on its way: its pages are near
+/// then, and the first tile does not wait for the second's.
+template <class Tiles>
+constexpr bool kLooksUpLate = requires { requires Tiles::kLooksUpLate; };
+
 /// One tile of the loop below; `next` is none, or the tile that is fetched meanwhile.
 template <class Tiles, class VisibleFrom, class... Next>
 TILE_FN void attend_tile(Tiles& tiles, typename Tiles::Tokens& tokens, int32_t begin, float scale,
@@ -38,9 +43,14 @@ TILE_FN void attend_keys(Tiles& tiles, int32_t begin, int32_t end, float scale, 
   tiles.fetch(tokens);
   for (; begin < (kLastApart<Tiles> ? end - Tiles::kTokens : end); begin += Tiles::kTokens) {
     // stage 1: lookup of tile i + 1
-    const typename Tiles::Tokens next = gather(begin + Tiles::kTokens);
-    attend_tile(tiles, tokens, begin, scale, visible_from, next);
-    tokens = next;
+    if constexpr (kLooksUpLate<Tiles>) {
+      attend_tile(tiles, tokens, begin, scale, visible_from, tokens);
+      tokens = gather(begin + Tiles::kTokens);
+    } else {
+      const typename Tiles::Tokens next = gather(begin + Tiles::kTokens);
+      attend_tile(tiles, tokens, begin, scale, visible_from, next);
+      tokens = next;
+    }
   }
   if constexpr (kLastApart<Tiles>) attend_tile(tiles, tokens, begin, scale, visible_from);
 }

@@ -96,6 +96,14 @@ constexpr int registers_of_roles() {
 template <class Kernel>
 concept Finishes = requires { &Kernel::finish; };
 
+/// Whether something in group memory is to be ready before the block reads its first word.
+template <class Shared>
+concept Opens = requires(Shared shared) { shared.open(); };
+
+/// Whether a kernel has a first part that all roles share: its code is there once.
+template <class Kernel>
+concept Prepares = HasRoles<typename Kernel::Shared> && requires { &Kernel::prepare; };
+
 /// From now on a thread has kRegisters, before it had kBefore.
 template <int kBefore, int kRegisters>
 TILE_FN void change_registers() {
@@ -106,8 +114,10 @@ TILE_FN void change_registers() {
 }
 
 /// One branch of run(), with the registers that a thread has there.
-template <class Kernel, int kRegisters, Role kRole>
-TILE_FN int32_t run_as(const typename Kernel::Params& params, typename Kernel::Shared& shared) {
+/// @param prepared what Kernel::prepare() found out, if there is one
+template <class Kernel, int kRegisters, Role kRole, class... Prepared>
+TILE_FN int32_t run_as(const typename Kernel::Params& params, typename Kernel::Shared& shared,
+                       const Prepared&... prepared) {
   constexpr int kAtEntry = registers_at_entry<Kernel>();
   change_registers<kAtEntry, kRegisters>();
   const Block block(Kernel::Shared::kComputeWaves, kRole);
@@ -115,7 +125,7 @@ TILE_FN int32_t run_as(const typename Kernel::Params& params, typename Kernel::S
   if constexpr (Finishes<Kernel>)
     left = Kernel::start(params, block, shared);
   else
-    Kernel::run(params, block, shared);
+    Kernel::run(params, block, shared, prepared...);
   if (left != 0) change_registers<kRegisters, kAtEntry>();
   return left;
 }
@@ -126,6 +136,7 @@ TILE_FN void run(const typename Kernel::Params& params, typename Kernel::Shared&
   using Shared = typename Kernel::Shared;
   static_assert(registers_of_roles<Kernel>() <= registers_at_entry<Kernel>() * Kernel::kWaves,
                 "a role would wait for registers that the block does not have");
+  if constexpr (Opens<Shared>) shared.open();
   int32_t left = 0;
   if constexpr (HasScoreRole<Shared>) {
     if (threadIdx.x >= (Shared::kComputeWaves + Shared::kScoreWaves) * kLanes)
@@ -134,6 +145,12 @@ TILE_FN void run(const typename Kernel::Params& params, typename Kernel::Shared&
       left = run_as<Kernel, Shared::kScoreRegisters, Role::score>(params, shared);
     else
       left = run_as<Kernel, Shared::kComputeRegisters, Role::compute>(params, shared);
+  } else if constexpr (Prepares<Kernel>) {
+    const auto prepared = Kernel::prepare(params, static_cast<int32_t>(blockIdx.x));
+    if (threadIdx.x >= Shared::kComputeWaves * kLanes)
+      left = run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared, prepared);
+    else
+      left = run_as<Kernel, Shared::kComputeRegisters, Role::compute>(params, shared, prepared);
   } else if constexpr (HasRoles<Shared>) {
     if (threadIdx.x >= Shared::kComputeWaves * kLanes)
       left = run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared);

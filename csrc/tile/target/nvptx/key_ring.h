@@ -70,21 +70,23 @@ struct KeyRing {
     }
   }
 
-  /// Brings in the tokens below `count`, of which each lane has one's key. What is not brought in
-  /// reads as zeros.
+  /// Brings in the tokens below `count`, of which each lane from `lane_from` on has one's key. What
+  /// is not brought in reads as zeros.
   template <class Element>
-  TILE_FN void fill(Cursor& cursor, int wave, const KeyRef<Element>& key, int count) {
-    const int own = count - wave * kShare;
-    const bool asked = lane() < kShare && lane() < own;
+  TILE_FN void fill(Cursor& cursor, int wave, const KeyRef<Element>& key, int count,
+                    int lane_from = 0) {
+    const int own = count - wave * kShare, run = own < kShare ? own : kShare;
+    const int place = lane() - lane_from;
+    const bool asked = place >= 0 && place < run;
     const uint32_t to = shared_address(keys[cursor.slot]) + wave * kShare * Keys::kPitch;
     const bool late = kOnce && !empty[cursor.slot].passed(cursor.parity ^ 1);
-    if (late) bring_near(key, asked);
+    if (late) bring_near(key, asked, lane_from);
     empty[cursor.slot].wait(cursor.parity ^ 1);
     // while the page may still be on its way
     if (own < kShare) clear(to, own > 0 ? own * Keys::kPitch : 0, kShare * Keys::kPitch);
     const auto row = reinterpret_cast<uint64_t>(static_cast<const Element*>(key));
-    const uint32_t found = __ballot_sync(~0u, asked && row != 0);
-    const uint32_t lost = __ballot_sync(~0u, asked && row == 0);
+    const uint32_t found = __ballot_sync(~0u, asked && row != 0) >> lane_from;
+    const uint32_t lost = __ballot_sync(~0u, asked && row == 0) >> lane_from;
     TILE_ROLLED
     for (uint32_t left = lost; left != 0; left &= left - 1) {
       const int n = __ffs(static_cast<int>(left)) - 1;
@@ -99,16 +101,18 @@ struct KeyRing {
     __syncwarp();
     const uint64_t policy = l2_policy<kOnce>();
     // rows at one distance from each other, as in a page: one lane asks for all
-    const uint64_t first = __shfl_sync(~0u, row, 0), step = __shfl_sync(~0u, row, 1) - first;
-    if (__all_sync(~0u, found == kAll && (lane() >= kShare || row == first + lane() * step))) {
-      copy_rows<kShare>(to, Keys::kPitch, first, step, Keys::kRowBytes, gate, policy);
+    const uint64_t first = __shfl_sync(~0u, row, lane_from),
+                   step = __shfl_sync(~0u, row, lane_from + 1) - first;
+    if (lost == 0 && __all_sync(~0u, !asked || row == first + place * step)) {
+      copy_rows(run, to, Keys::kPitch, first, step, Keys::kRowBytes, gate, policy);
       cursor.advance<kSlots>();
       return;
     }
     const auto low = static_cast<uint32_t>(row), high = static_cast<uint32_t>(row >> 32);
 #pragma unroll 2
     for (int n = 0; n < kShare; ++n) {
-      const uint64_t from = uint64_t{__shfl_sync(~0u, high, n)} << 32 | __shfl_sync(~0u, low, n);
+      const uint64_t from = uint64_t{__shfl_sync(~0u, high, lane_from + n)} << 32 |
+                            __shfl_sync(~0u, low, lane_from + n);
       copy(to + n * Keys::kPitch, from, Keys::kRowBytes, gate, (found >> n & 1) != 0, policy);
     }
     cursor.advance<kSlots>();
@@ -133,12 +137,12 @@ struct KeyRing {
   /// While there is no room for them the rows wait in the L2. Those that follow one another, as in
   /// a page, are asked for at once, which DRAM answers faster than the row by row of a copy.
   template <class Element>
-  static TILE_FN void bring_near(const KeyRef<Element>& key, bool asked) {
+  static TILE_FN void bring_near(const KeyRef<Element>& key, bool asked, int lane_from) {
     const auto row = reinterpret_cast<uint64_t>(static_cast<const Element*>(key));
     const uint32_t found = __ballot_sync(~0u, asked && row != 0);
-    const uint64_t first = __shfl_sync(~0u, row, 0);
-    const bool follows = lane() >= kShare || row == first + lane() * Keys::kRowBytes;
-    if (__all_sync(~0u, found == kAll && follows)) {
+    const uint64_t first = __shfl_sync(~0u, row, lane_from);
+    const bool follows = !asked || row == first + (lane() - lane_from) * Keys::kRowBytes;
+    if (__all_sync(~0u, found >> lane_from == kAll && follows)) {
       if (lane() == 0) prefetch(first, kShare * Keys::kRowBytes);
     } else if (!Keys::kFp8 && (found >> lane() & 1) != 0) {  // of shorter rows it costs more
       prefetch(row, Keys::kRowBytes);

@@ -118,17 +118,16 @@ TILE_FN void copy(uint32_t destination, uint64_t source, int bytes, Gate& gate, 
       : "memory");
 }
 
-/// One lane of the wave starts copies of kRows rows at one distance from each other.
+/// One lane of the wave starts copies of `rows` rows at one distance from each other.
 /// @param pitch of the destination's rows, `step` of the source's
-template <int kRows>
-TILE_FN void copy_rows(uint32_t destination, int pitch, uint64_t source, uint64_t step, int bytes,
-                       Gate& gate, uint64_t policy) {
+TILE_FN void copy_rows(int rows, uint32_t destination, int pitch, uint64_t source, uint64_t step,
+                       int bytes, Gate& gate, uint64_t policy) {
   uint32_t one;
   asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\nselp.b32 %0, 1, 0, one;\n}"
                : "=r"(one));
   if (one != 0) {
 #pragma unroll 4
-    for (int n = 0; n < kRows; ++n) {
+    for (int n = 0; n < rows; ++n) {
       asm volatile(
           "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
           "[%0], [%1], %2, [%3], %4;" ::"r"(destination),

@@ -19,11 +19,12 @@ template <class Shape>
 class SplitKeys {
  public:
   static constexpr int kRows = Shape::kRows, kTokens = 128, kWaves = 12;
+  static constexpr bool kLooksUpLate = true;
   using KvElement = typename Storage<Shape::kKvDType>::Type;
 
  private:
   static constexpr int kGroups = 2, kGroupWaves = 4, kGroupThreads = kGroupWaves * kLanes;
-  static constexpr int kFetchWaves = 4 / kGroups;
+  static constexpr int kFetchWaves = 4;
   static constexpr int kBlocks = Shape::kHeadDimV / 64;  // of the output's columns
   using Layout = Keys<Shape::kHeadDimQk, Shape::kKvDType>;
   using Q = Queries<Layout, Shape::kHeadDimQk, Shape::kQDType, kRows>;
@@ -57,6 +58,13 @@ class SplitKeys {
     alignas(128) unsigned char weights[kGroups][kWeightBytes];
     float4 by_wave[kGroups][kRows];  // maxima, at last sums
     float bases[kGroups][kRows], unscale[kRows];
+
+    /// By all threads, before anything else.
+    TILE_FN void open() {
+      if (threadIdx.x != kComputeWaves * kLanes) return;
+      for (Ring& ring : rings) ring.open();
+      publish_gates();
+    }
   };
 
   using Tokens = FetchedTokens<KeyRef<KvElement>>;
@@ -64,15 +72,11 @@ class SplitKeys {
   TILE_FN SplitKeys(Shared& shared, Block block)
       : s_(shared), fetches_(block.role() == Role::fetch) {
     const int wave = fetches_ ? fetching_wave(Shared::kComputeWaves) : block.wave();
-    group_ = wave / (fetches_ ? kFetchWaves : kGroupWaves);
-    wave_ = wave % (fetches_ ? kFetchWaves : kGroupWaves);
+    group_ = wave / kGroupWaves;
+    wave_ = wave % kGroupWaves;
     // fetching waves begin at once: of what the others do first they need nothing
     if (fetches_) {
-      if (group_ == 0 && wave_ == 0 && lane() == 0) {
-        for (Ring& ring : s_.rings) ring.open();
-        publish_gates();
-      }
-      meet(kOpened, kGroups * kFetchWaves * kLanes);
+      meet(kOpened, kFetchWaves * kLanes);
       announce(kOpenedToAll, kWaves * kLanes);
     } else {
       meet(kOpenedToAll, kWaves * kLanes);
@@ -97,7 +101,9 @@ class SplitKeys {
   template <class Lookup>
   TILE_FN Tokens gather(const Lookup& lookup, int count) const {
     if (!fetches_) return {{}, count};
-    const int token = group_ * Layout::kTokens + wave_ * Ring::kShare + lane();
+    // half of the lanes for each warpgroup
+    const int token =
+        lane() / Ring::kShare * Layout::kTokens + wave_ * Ring::kShare + lane() % Ring::kShare;
     return {lookup(token < count ? token : 0), count};
   }
 
@@ -106,8 +112,8 @@ class SplitKeys {
   TILE_FN void fetch(const Tokens&) {}
 
   TILE_FN void score(Tokens& tokens, const Tokens&) {
-    if (own_count(tokens) == 0) return;
     if (fetches_) return bring(tokens);
+    if (own_count(tokens) == 0) return;
     Ring& ring = s_.rings[group_];
     ring.full[cursor_.slot].wait(cursor_.parity);
     tokens.lost = ring.any_missing(cursor_.slot);
@@ -194,9 +200,17 @@ class SplitKeys {
   }
 
  private:
-  /// The next tile's pages are looked up meanwhile.
+  /// One warpgroup's keys behind the other's: it computes while the other's are still on their way.
   TILE_FN void bring(const Tokens& tokens) {
-    s_.rings[group_].fill(cursor_, wave_, tokens.key, own_count(tokens));
+    TILE_ROLLED
+    for (group_ = 0; group_ < kGroups; ++group_) {
+      const int count = own_count(tokens);
+      if (count != 0)
+        s_.rings[group_].fill(cursor_, wave_, tokens.key, count, group_ * Ring::kShare);
+      const Cursor next = other_;
+      other_ = cursor_;
+      cursor_ = next;
+    }
   }
 
   TILE_FN void meet_group() const { meet(1 + group_, kGroupThreads); }
@@ -268,7 +282,7 @@ class SplitKeys {
   bool raised_ = false;
   int group_, wave_;  // which warpgroup it is or serves, and the wave's place there
   int query_rows_ = 0;
-  Cursor cursor_;
+  Cursor cursor_, other_;  // a fetching wave has one for each warpgroup
   Rows rows_;
   float scores_[kRows / 2], output_[kBlocks][kRows / 2];
 };

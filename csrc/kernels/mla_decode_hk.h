@@ -104,12 +104,15 @@ struct MlaDecodeHk {
 
   static TILE_FN void merge(const Params& p, tile::Block block, const Work& work) {
     const int32_t whole =
-        quotient(work.packed - work.begin - 1, work.stride);  // passes but the last
+        work.packed - work.begin <= work.stride
+            ? 0
+            : quotient(work.packed - work.begin - 1, work.stride);  // passes but the last
     const int32_t rest = work.packed - work.begin - whole * work.stride;
     const int32_t rows = whole * kRows + (rest < kRows ? rest : kRows);
     const auto row_at = [&](int32_t r) -> SplitRow {
       const int32_t packed = work.begin + r / kRows * work.stride + r % kRows;
-      const int32_t token = quotient(packed, p.nhead), head = packed - token * p.nhead;
+      const int32_t token = packed < p.nhead ? 0 : quotient(packed, p.nhead),
+                    head = packed - token * p.nhead;
       const int64_t row = int64_t{work.first_row} + token;
       const int64_t partial = row * p.num_splits * p.nhead + head;
       return {.to = {static_cast<uint16_t*>(p.o) + row * p.o_stride_row + head * p.o_stride_head,

@@ -172,7 +172,8 @@ struct MlaTile {
 
     TILE_FN tile::RowTarget operator()(int r) const {
       const auto packed = static_cast<uint32_t>(span.begin + r), nhead = uint32_t(p.nhead);
-      const int64_t row = to.first_row + packed / nhead * to.stride, head = packed % nhead;
+      const uint32_t token = packed < nhead ? 0 : packed / nhead;  // one token: nothing to divide
+      const int64_t row = to.first_row + token * to.stride, head = packed - token * nhead;
       const int64_t at = row * p.nhead + head;
       if (to.partial) {
         if (row >= p.partial_rows) return {nullptr, nullptr, abi::DType::fp32};

@@ -96,17 +96,27 @@ TILE_FN void merge_strands(tile::Block block, int32_t* arrivals, int32_t split, 
                 kWhole = kHeadDim > kColumns ? kHeadDim / kColumns : 1;
   static_assert(kHeadDim % 4 == 0 && kWhole * kColumns >= kHeadDim);
   if (together)
-    tile::meet(arrivals, used, block);
+    tile::come(arrivals, block);
   else if (tile::arrive(arrivals, used, block) != used - 1)
     return;
-  if (block.wave() >= block.waves()) return;  // it fetches
+  if (block.wave() >= block.waves()) {  // it fetches
+    if (together) tile::await_others(arrivals, used, block);
+    return;
+  }
   const int32_t bits = strand_bits(used * block.waves() / kWhole, kRows), parts = kWhole << bits;
   const int32_t share = together ? split : 0, shares = together ? used : 1;
+  int32_t unit = block.wave() * shares + share;
+  bool waits = together;
   TILE_ROLLED
-  for (int32_t unit = block.wave() * shares + share; unit < rows * parts;
-       unit += block.waves() * shares) {
+  while (waits || unit < rows * parts) {
     const int32_t row = unit / kWhole >> bits;
-    StrandRow<kHeadDim>{row_at(row), used, bits, (unit - row * parts) * (kColumns >> bits)}.run();
+    const StrandRow<kHeadDim> strands{row_at(row), used, bits,
+                                      (unit - row * parts) * (kColumns >> bits)};
+    // the first row is found while the others come
+    if (waits) tile::await_others(arrivals, used, block);
+    waits = false;
+    if (unit < rows * parts) strands.run();
+    unit += block.waves() * shares;
   }
 }
 

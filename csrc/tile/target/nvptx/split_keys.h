@@ -13,8 +13,8 @@
 namespace hipdecode::tile::nvptx {
 
 /// Tiles of 128 tokens for few query rows: each warpgroup takes 64 tokens and keeps a whole output,
-/// maxima and sums of its own, so that nothing but the queries is shared until the end. Two waves
-/// bring in the keys of each.
+/// maxima and sums of its own, so that nothing but the queries is shared until the end. Four waves
+/// bring in the keys.
 template <class Shape>
 class SplitKeys {
  public:
@@ -24,7 +24,6 @@ class SplitKeys {
 
  private:
   static constexpr int kGroups = 2, kGroupWaves = 4, kGroupThreads = kGroupWaves * kLanes;
-  static constexpr int kFetchWaves = 4;
   static constexpr int kBlocks = Shape::kHeadDimV / 64;  // of the output's columns
   using Layout = Keys<Shape::kHeadDimQk, Shape::kKvDType>;
   using Q = Queries<Layout, Shape::kHeadDimQk, Shape::kQDType, kRows>;
@@ -42,6 +41,10 @@ class SplitKeys {
   static constexpr int kFit = kFreeBytes / (kGroups * (Layout::kBytes + 256));
   static constexpr int kSlots = kFit > 4 ? 4 : kFit;
   static_assert(kSlots >= 1);
+  // With room for one tile each, one warpgroup's keys come behind the other's, brought by all: it
+  // computes while the other's are still on their way. Else two waves bring in the keys of each.
+  static constexpr bool kInTurn = kSlots == 1;
+  static constexpr int kFetchWaves = kInTurn ? 4 : 4 / kGroups;
   using Ring = KeyRing<Layout, kSlots, kFetchWaves, kGroupWaves, true>;
   // barriers, of which 0 is the block's; a warpgroup's own are 1 and 2
   enum Barrier { kEverybody = 1 + kGroups, kOpened, kOpenedToAll };
@@ -72,11 +75,11 @@ class SplitKeys {
   TILE_FN SplitKeys(Shared& shared, Block block)
       : s_(shared), fetches_(block.role() == Role::fetch) {
     const int wave = fetches_ ? fetching_wave(Shared::kComputeWaves) : block.wave();
-    group_ = wave / kGroupWaves;
-    wave_ = wave % kGroupWaves;
+    group_ = wave / (fetches_ ? kFetchWaves : kGroupWaves);
+    wave_ = wave % (fetches_ ? kFetchWaves : kGroupWaves);
     // fetching waves begin at once: of what the others do first they need nothing
     if (fetches_) {
-      meet(kOpened, kFetchWaves * kLanes);
+      meet(kOpened, (kWaves - Shared::kComputeWaves) * kLanes);
       announce(kOpenedToAll, kWaves * kLanes);
     } else {
       meet(kOpenedToAll, kWaves * kLanes);
@@ -101,9 +104,9 @@ class SplitKeys {
   template <class Lookup>
   TILE_FN Tokens gather(const Lookup& lookup, int count) const {
     if (!fetches_) return {{}, count};
-    // half of the lanes for each warpgroup
-    const int token =
-        lane() / Ring::kShare * Layout::kTokens + wave_ * Ring::kShare + lane() % Ring::kShare;
+    // in turn: half of the lanes for each warpgroup
+    const int group = kInTurn ? lane() / Ring::kShare : group_;
+    const int token = group * Layout::kTokens + wave_ * Ring::kShare + lane() % Ring::kShare;
     return {lookup(token < count ? token : 0), count};
   }
 
@@ -200,16 +203,17 @@ class SplitKeys {
   }
 
  private:
-  /// One warpgroup's keys behind the other's: it computes while the other's are still on their way.
   TILE_FN void bring(const Tokens& tokens) {
     TILE_ROLLED
-    for (group_ = 0; group_ < kGroups; ++group_) {
+    for (int turn = 0; turn < (kInTurn ? kGroups : 1); ++turn) {
+      if (kInTurn) group_ = turn;
       const int count = own_count(tokens);
-      if (count != 0)
-        s_.rings[group_].fill(cursor_, wave_, tokens.key, count, group_ * Ring::kShare);
-      const Cursor next = other_;
-      other_ = cursor_;
-      cursor_ = next;
+      if (count != 0) s_.rings[group_].fill(cursor_, wave_, tokens.key, count, turn * Ring::kShare);
+      if (kInTurn) {
+        const Cursor next = other_;
+        other_ = cursor_;
+        cursor_ = next;
+      }
     }
   }
 
@@ -282,7 +286,7 @@ class SplitKeys {
   bool raised_ = false;
   int group_, wave_;  // which warpgroup it is or serves, and the wave's place there
   int query_rows_ = 0;
-  Cursor cursor_, other_;  // a fetching wave has one for each warpgroup
+  Cursor cursor_, other_;  // in turn a fetching wave has one for each warpgroup
   Rows rows_;
   float scores_[kRows / 2], output_[kBlocks][kRows / 2];
 };

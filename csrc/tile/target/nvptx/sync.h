@@ -75,12 +75,17 @@ TILE_FN int32_t arrive(int32_t* counter, int32_t expected, Block block) {
   return arrived;
 }
 
-/// Counts this block in at `counter` and waits until `expected` blocks have come, all of which run
-/// at the same time: what each wrote before is visible to all after. The counter goes back to zero.
-TILE_FN void meet(int32_t* counter, int32_t expected, Block block) {
+/// Counts this block in at `counter`, where all blocks that do run at the same time.
+TILE_FN void come(int32_t* counter, Block block) {
   __syncthreads();
-  if (first_thread(block)) {
+  if (first_thread(block))
     asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(counter) : "memory");
+}
+
+/// Behind come(): waits until `expected` blocks have come; what each wrote before is visible to all
+/// after. The counter goes back to zero.
+TILE_FN void await_others(int32_t* counter, int32_t expected, Block block) {
+  if (first_thread(block)) {
     int32_t here = 0;
     while (here < expected)
       asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(here) : "l"(counter) : "memory");
@@ -88,6 +93,11 @@ TILE_FN void meet(int32_t* counter, int32_t expected, Block block) {
   __syncthreads();
   // each counts itself out, behind everything else: the last one leaves the counter as it was
   if (threadIdx.x == blockDim.x - 1 && atomicAdd(counter, 1) == 2 * expected - 1) *counter = 0;
+}
+
+TILE_FN void meet(int32_t* counter, int32_t expected, Block block) {
+  come(counter, block);
+  await_others(counter, expected, block);
 }
 
 /// All threads of a block meet here; what they wrote before is visible to all after.

@@ -19,6 +19,7 @@ struct MlaDecodeHk {
   using Shared = typename Tiles::Shared;
   static constexpr int kWaves = Tiles::kWaves, kRows = Tiles::kRows;
   static constexpr int32_t kMinSplitTokens = 64, kMostRows = 0x7fffffff;
+  static constexpr bool kForesees = requires { Tiles::blocks_at_once(); };
   static constexpr bool kMeets = tile::kBlocksMeet;  // for KernelInfo
 
   /// What a request's entry of every list says.
@@ -73,10 +74,24 @@ struct MlaDecodeHk {
       Tiles tiles(shared, block);
       for (int32_t begin = work.begin; begin < work.packed; begin += work.stride)
         Tile::run(p, work.rows(begin), work.keys, to, tiles);
+      if constexpr (kForesees) foresee(p, block, tiles);
       // stage 2: the splits become one
       if (!work.whole()) merge(tile::reread(p), block, work);
     }
     clear_unowned_rows<Shape::kHeadDimV>(tile::reread(p), block);
+  }
+
+  /// While the last keys are still attended: the block that follows on the same multiprocessor
+  /// begins with what is in the L2 by then.
+  static TILE_FN void foresee(const Params& p, tile::Block block, const Tiles& tiles) {
+    if (!tiles.foresees()) return;
+    const int32_t index = block.index() + Tiles::blocks_at_once();
+    if (index >= block.count()) return;
+    const Work next = prepare(p, index);
+    if (!next.exists() || next.keys.begin >= next.keys.end) return;
+    const QuerySpan rows = next.rows(next.begin);
+    tiles.foresee(typename Tile::QueryRow{p, rows}, rows.end - rows.begin,
+                  Tile::gather(p, next.keys, next.keys.begin, next.keys.end, tiles));
   }
 
   /// Stage 0: which request, rows and keys.

@@ -64,6 +64,16 @@ class KeyFetcher {
     return lane() / kShare * Layout::kTokens + wave_ * kShare + lane() % kShare;
   }
 
+  /// The L2 starts to read the first `count` tokens and this wave's share of the queries.
+  template <class QueryRows, class Source, class Element>
+  TILE_FN void foresee(const Source& source, int rows, const KeyRef<Element>& key,
+                       int count) const {
+    QueryRows::template foresee<Blocks::kFetchWaves>(source, rows, wave_);
+    if (token() >= count) return;
+    const auto row = reinterpret_cast<uint64_t>(static_cast<const Element*>(key));
+    if (row != 0 && row % 16 == 0) prefetch(row, Layout::kRowBytes);
+  }
+
   /// Brings in `count` tokens of a pair. What does not exist reads as zeros.
   template <class Element>
   TILE_FN void fetch(const KeyRef<Element>& key, int count) {

@@ -4,10 +4,10 @@
 #include <cstdint>
 
 #include "../../concepts.h"
-#include "batches.h"
 #include "key_blocks.h"
 #include "output.h"
 #include "queries.h"
+#include "query_rows.h"
 #include "row_pair.h"
 #include "wave_output.h"
 
@@ -32,6 +32,7 @@ class SplitBoth {
   using Slots = typename Fetcher::Blocks;
   using Rows = RowPair<Layout::kOperand>;
   static constexpr int kOwnTokens = Layout::kTokens, kColumns = Shape::kHeadDimV / kGroups;
+  using OwnRows = QueryRows<Layout::kBlocks>;
   using Finished = WaveOutput<kColumns, kRows>;
   static_assert(kRows == 64 && kColumns == 256);
   static_assert(Finished::kBytes * kGroups * kGroupWaves <= Q::kBytes);
@@ -69,7 +70,7 @@ class SplitBoth {
     if (fetches_) return;
     query_rows_ = rows;
     const int wave = group_ * kGroupWaves + wave_;
-    if (!copy_queries(source, rows, wave))
+    if (!OwnRows::template copy<kGroups * kGroupWaves>(s_.queries, source, rows, wave))
       Q::load(s_.queries, nullptr, source, rows, wave, kGroups * kGroupWaves);
     publish_operand();
     meet_all();
@@ -87,6 +88,21 @@ class SplitBoth {
 
   TILE_FN void fetch(const Tokens& tokens) {
     if (fetches_) fetcher_.fetch(tokens.key, tokens.count);
+  }
+
+  /// Blocks that run at once, of those that have a multiprocessor each.
+  static TILE_FN int32_t blocks_at_once() {
+    uint32_t multiprocessors;
+    asm("mov.u32 %0, %%nsmid;" : "=r"(multiprocessors));
+    return static_cast<int32_t>(multiprocessors);
+  }
+
+  /// Whether the caller has time to: the others still compute.
+  TILE_FN bool foresees() const { return fetches_; }
+  /// The L2 starts to read what another block will begin with.
+  template <class Source>
+  TILE_FN void foresee(const Source& source, int rows, const Tokens& tokens) const {
+    fetcher_.template foresee<OwnRows>(source, rows, tokens.key, tokens.count);
   }
 
   TILE_FN void score(Tokens& tokens, const Tokens& next) {
@@ -198,35 +214,6 @@ class SplitBoth {
  private:
   static constexpr int kWords = kOwnTokens / 2;  // scores of a thread
   static constexpr int kTurn = 2 + kGroups;      // a barrier
-
-  /// Loads the queries of a wave where they lie aligned: all of them are on their way at once.
-  /// @return whether they do
-  template <class Source>
-  TILE_FN bool copy_queries(const Source& source, int rows, int wave) const {
-    constexpr int kRowLanes = 8, kTurns = kRows * kRowLanes / (kGroups * kGroupThreads);
-    static_assert(kRows == 2 * kLanes && sizeof(typename Storage<Shape::kQDType>::Type) == 2);
-    uint64_t found[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int row = i * kLanes + lane();
-      found[i] = row < rows ? reinterpret_cast<uint64_t>(source(row)) : 0;
-    }
-    if (!__all_sync(~0u, (found[0] | found[1]) % 16 == 0)) return false;
-#pragma unroll
-    for (int i = 0; i < kTurns; ++i) {
-      const int own = lane() / kRowLanes, chunk = lane() % kRowLanes;
-      const int row = (wave * kTurns + i) * (kLanes / kRowLanes) + own;
-      const uint64_t from =
-          __shfl_sync(~0u, wave < kGroupWaves ? found[0] : found[1], row % kLanes);
-      const uint32_t to = shared_address(s_.queries) + swizzled(row, chunk);
-#pragma unroll
-      for (int block = 0; block < Layout::kBlocks; ++block)
-        copy_chunk(to + block * kBlockBytes, from + block * 128 + chunk * 16, from != 0);
-    }
-    close_batch();
-    wait_for_batches<0>();
-    return true;
-  }
 
   /// Scores of the own slot, its blocks in the order in which they arrive. Those of the second slot
   /// wait until those of the first are under way: beside each other both would be late, and neither

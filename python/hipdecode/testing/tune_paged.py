@@ -17,7 +17,7 @@ from hipdecode.testing.paged_peers import PagedStep
 from hipdecode.testing.tune_run import Call, How, race
 from hipdecode.tuning import Choice, Measurement, Point
 
-POOL_TOKENS = 131072
+POOL_TOKENS = 524288
 """Of a kv head: more than any cache holds; longer steps read some blocks twice."""
 _BLOCK = 16
 _COPIES = 4

@@ -227,6 +227,13 @@ def test_quantised_up_projection_is_refused() -> None:
         install(model)
 
 
+def test_latent_attention_of_another_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    monkeypatch.delattr(type(model.model.layers[0].self_attn), "expand_kv")
+    with pytest.raises(BadArgument, match="expected latent attention with a method expand_kv"):
+        install(model)
+
+
 def test_graph_wants_a_gpu() -> None:
     model = install(tiny_model())
     cache = PagedCache(model.config, batch=1, capacity=8)

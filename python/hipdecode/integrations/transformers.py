@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -93,12 +94,19 @@ def install(model: Model) -> Model:
         The model.
 
     Raises:
-        BadArgument: its up-projections cannot be absorbed, since they are quantised.
+        BadArgument: its up-projections cannot be absorbed, since they are quantised, or this
+            release of transformers expands latents elsewhere.
     """
     for name, module in model.named_modules():
-        if hasattr(module, "expand_kv") and hasattr(module, "kv_b_proj"):
-            _check_absorbable(f"{name}.kv_b_proj", module.kv_b_proj)
-            module.expand_kv = partial(_expand_kv, module)
+        if not hasattr(module, "kv_b_proj"):
+            continue
+        if not hasattr(module, "expand_kv"):
+            raise BadArgument(
+                f"{name}: expected latent attention with a method expand_kv, as transformers 5.17 "
+                f"to 5.23 have it, got {type(module).__name__} of {transformers.__version__}"
+            )
+        _check_absorbable(f"{name}.kv_b_proj", module.kv_b_proj)
+        module.expand_kv = partial(_expand_kv, module)
     inner = model.base_model
     if _begin not in inner._forward_pre_hooks.values():
         inner.register_forward_pre_hook(_begin, with_kwargs=True)

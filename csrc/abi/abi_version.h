@@ -5,6 +5,6 @@ namespace hipdecode::abi {
 
 /// Raised whenever a POD of this folder changes; every artefact carries it and is refused when it
 /// differs.
-inline constexpr int kAbiVersion = 5;
+inline constexpr int kAbiVersion = 6;
 
 }  // namespace hipdecode::abi

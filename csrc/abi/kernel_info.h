@@ -5,6 +5,10 @@
 
 namespace hipdecode::abi {
 
+/// How blocks of a kernel can wait for each other.
+inline constexpr int32_t kMeetTogether = 1;    // where all of them run at once
+inline constexpr int32_t kMeetInClusters = 2;  // within a cluster
+
 /// What an artefact says about itself, exported as `hipdecode_kernel_info`; checked before it is
 /// used.
 struct KernelInfo {
@@ -13,7 +17,7 @@ struct KernelInfo {
   int64_t shared_bytes;  // group memory that one block needs
   int32_t threads;       // of one block; 1 on the CPU
   int32_t rows;          // query rows of a tile; 0: the kernel has none
-  int32_t meets = 0;     // its blocks can wait for each other where all of them run at once
+  int32_t meets = 0;     // how its blocks can wait for each other; 0: they cannot
   int32_t waits = 0;     // it waits itself for the launches before it: it may start while they end
 };
 static_assert(sizeof(KernelInfo) == 32);

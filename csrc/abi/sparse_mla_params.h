@@ -44,7 +44,7 @@ struct SparseMlaParams {
   int32_t row_tiles;   // tiles of heads
   DType o_dtype;
   float sm_scale;
-  int32_t together;  // all blocks of the launch run at once and may wait for each other
+  int32_t tile_heads;  // of a tile, at most its rows
   int32_t reserved;
 };
 static_assert(sizeof(SparseMlaParams) == 7 * 8 + 2 * sizeof(SparseCache) + 4 * 8 + 8 * 4);

@@ -141,7 +141,7 @@ struct MlaDecodeHk {
       merge_strands<Shape::kHeadDimV, kRows>(block, arrivals, work.split, work.used(),
                                              p.together != 0, rows, row_at);
     else
-      merge_splits<Shape::kHeadDimV>(block, arrivals, work.split, work.used(), false, rows, row_at);
+      merge_splits<Shape::kHeadDimV>(block, arrivals, work.used(), rows, row_at);
   }
 };
 

@@ -269,7 +269,7 @@ struct PagedAttention {
       merge_strands<Shape::kHeadDim, kRows>(block, arrivals, work.split, work.used, p.together != 0,
                                             rows, row_at);
     else
-      merge_splits<Shape::kHeadDim>(block, arrivals, work.split, work.used, false, rows, row_at);
+      merge_splits<Shape::kHeadDim>(block, arrivals, work.used, rows, row_at);
   }
 };
 

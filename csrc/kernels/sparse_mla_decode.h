@@ -24,6 +24,10 @@ struct SparseShape {
   static constexpr abi::DType kQDType = kQDType_, kKvDType = kKvDType_, kExtraDType = kExtraDType_;
 };
 
+/// Whether tiles add up what blocks of a cluster have of the same rows.
+template <class Tiles>
+constexpr bool kMergesInCluster = requires { requires Tiles::kMergesInCluster; };
+
 /// Sparse MLA decode: one block per (query token, tile of its heads, split of its keys), one
 /// launch. A token's keys are those that its list names in the main cache, then those in the extra
 /// cache, counted through. They are cut as those of mla_decode_hk; the last block of a tile to
@@ -36,9 +40,10 @@ struct SparseMlaDecode {
   using Shared = typename Tiles::Shared;
   static constexpr int kWaves = Tiles::kWaves, kRows = Tiles::kRows, kTokens = Tiles::kTokens;
   static constexpr int32_t kMinSplitKeys = 64;
-  static constexpr bool kMeets = tile::kBlocksMeet;  // for KernelInfo
-  static constexpr int32_t kMostKeys = 1 << 24;      // of a list: counted exactly by fp32 as well
-  static_assert(tile::DecodeTilesOf<Tiles, tile::Block, tile::PackedKeyRef<Shape::kFormat>>,
+  static constexpr int32_t kMeets = kMergesInCluster<Tiles> ? abi::kMeetInClusters : 0;
+  static constexpr int32_t kMostKeys = 1 << 24;  // of a list: counted exactly by fp32 as well
+  static_assert(kMergesInCluster<Tiles> ||
+                    tile::DecodeTilesOf<Tiles, tile::Block, tile::PackedKeyRef<Shape::kFormat>>,
                 "the target lacks an operation of a decode kernel, see concepts.h");
 
   /// The list of one token in one cache.
@@ -126,64 +131,99 @@ struct SparseMlaDecode {
     return (int64_t{token} * p.num_splits + split) * p.nhead;
   }
 
-  /// Attends heads [head, head + rows) to keys [begin, end) of the token.
-  static TILE_FN void attend(const Params& p, const Slots& main, const Slots& extra, int32_t begin,
-                             int32_t end, Tiles& tiles) {
-    if (begin >= end) return;
-    attend_keys(
-        tiles, begin, end, p.sm_scale * tile::kLog2E,
-        [&](int32_t from) {
-          const int32_t count = end - from < kTokens ? end - from : kTokens;
-          return tiles.gather(KeyAt{p, main, extra, from, end}, count > 0 ? count : 0);
-        },
-        [](int32_t, int32_t count) { return [count](int) { return count; }; });
-  }
-
   /// Which token, heads and split a block has.
   struct Work {
     int32_t tile_index, split, token, head, rows;
 
-    TILE_FN Work(const Params& p, tile::Block block)
-        : tile_index(block.index() / p.num_splits),
-          split(block.index() % p.num_splits),
+    TILE_FN Work(const Params& p, int32_t index)
+        : tile_index(index / p.num_splits),
+          split(index % p.num_splits),
           token(tile_index / p.row_tiles),
-          head(tile_index % p.row_tiles * kRows),
-          rows(p.nhead - head < kRows ? p.nhead - head : kRows) {}
+          head(tile_index % p.row_tiles * heads(p)),
+          rows(p.nhead - head < heads(p) ? p.nhead - head : heads(p)) {}
+
+    /// Of a tile; few, where that lets more blocks add up what a cluster has.
+    static TILE_FN int32_t heads(const Params& p) {
+      return kMergesInCluster<Tiles> ? p.tile_heads : kRows;
+    }
   };
 
-  static TILE_FN void run(const Params& p, tile::Block block, Shared& shared) {
-    const int32_t left = start(p, block, shared);
-    if (left != 0) finish(p, block, left);
+  /// A block's work and where its keys are named: the same for all of its waves.
+  struct Plan {
+    Work work;
+    Slots main, extra;
+    SplitRange keys;
+  };
+
+  /// @param index of the block
+  static TILE_FN Plan prepare(const Params& p, int32_t index) {
+    Plan plan{Work(p, index), {}, {}, {0, 0, 0}};
+    if (plan.work.token >= p.tokens) return plan;
+    plan.main = slots_of(p.main, plan.work.token), plan.extra = slots_of(p.extra, plan.work.token);
+    plan.keys = split_range(plan.main.count + plan.extra.count, p.num_splits, plan.work.split,
+                            kMinSplitKeys);
+    return plan;
   }
 
-  /// The part in which waves may have roles.
-  /// @return splits that are left to be merged, 0: none
-  static TILE_FN int32_t start(const Params& p, tile::Block block, Shared& shared) {
+  /// Attends the tile's heads to the block's keys.
+  static TILE_FN void attend(const Params& p, const Plan& plan, Tiles& tiles) {
+    const int32_t end = plan.keys.end;
+    if (plan.keys.begin >= end) return;
+    attend_keys(
+        tiles, plan.keys.begin, end, p.sm_scale * tile::kLog2E,
+        [&](int32_t from) {
+          const int32_t count = end - from < kTokens ? end - from : kTokens;
+          return tiles.gather(KeyAt{p, plan.main, plan.extra, from, end}, count > 0 ? count : 0);
+        },
+        [](int32_t, int32_t count) { return [count](int) { return count; }; });
+  }
+
+  static TILE_FN void run(const Params& p, tile::Block block, Shared& shared)
+    requires(!kMergesInCluster<Tiles>)
+  {
     // stage 0: which token, heads and keys
-    const Work work(p, block);
-    if (work.token >= p.tokens) return 0;
-    const Slots main = slots_of(p.main, work.token), extra = slots_of(p.extra, work.token);
-    const SplitRange keys =
-        split_range(main.count + extra.count, p.num_splits, work.split, kMinSplitKeys);
-    if (work.split >= keys.used) return 0;
+    const Plan plan = prepare(p, block.index());
+    const Work& work = plan.work;
+    const SplitRange& keys = plan.keys;
+    if (work.split >= keys.used) return;
     // stage 1: attend
     Tiles tiles(shared, block);
     tiles.load_queries(QueryRow{p, work.token, work.head}, work.rows);
-    attend(p, main, extra, keys.begin, keys.end, tiles);
+    attend(p, plan, tiles);
     const int32_t split = keys.used == 1 ? -1 : work.split;
     tiles.store(work.rows, Place{tile::reread(p), work.token, work.head, split}, 1.0f);
-    return keys.used == 1 ? 0 : keys.used;
+    // stage 2: the splits become one
+    if (keys.used > 1) merge(tile::reread(p), block, work, keys.used);
+  }
+
+  /// Where a cluster's blocks add up what they have: the part in which waves may have roles.
+  /// @return whether there is something to finish
+  static TILE_FN bool start(const Params& p, tile::Block block, Shared& shared, const Plan& plan)
+    requires kMergesInCluster<Tiles>
+  {
+    if (plan.work.split >= plan.keys.used) return false;
+    // stage 1: attend
+    Tiles tiles(shared, block);
+    tiles.load_queries(QueryRow{p, plan.work.token, plan.work.head}, plan.work.rows);
+    attend(p, plan, tiles);
+    tiles.stage(plan.work.rows);
+    return true;
   }
 
   /// The part in which all waves do the same.
-  /// @param used splits that have left partial results
-  static TILE_FN void finish(const Params& params, tile::Block block, int32_t used) {
+  static TILE_FN void finish(const Params& p, tile::Block block, Shared& shared, const Plan& plan)
+    requires kMergesInCluster<Tiles>
+  {
     // stage 2: the splits become one
-    const Work work(params, block);
-    const Params& p = tile::reread(params);
+    const Work& work = plan.work;
+    Tiles::write(shared, block, work.rows, Place{p, work.token, work.head, -1},
+                 {work.split, plan.keys.used, work.head});
+  }
+
+  /// @param used splits that have left partial results
+  static TILE_FN void merge(const Params& p, tile::Block block, const Work& work, int32_t used) {
     merge_splits<Shape::kHeadDimV>(
-        block, p.arrivals + work.tile_index, work.split, used, p.together != 0, work.rows,
-        [&](int32_t r) -> SplitRow {
+        block, p.arrivals + work.tile_index, used, work.rows, [&](int32_t r) -> SplitRow {
           const int64_t at = partial_at(p, work.token, 0) + work.head + r;
           return {row_of(p, work.token, work.head + r), p.partial_o + at * Shape::kHeadDimV,
                   p.partial_lse + at, static_cast<uint32_t>(p.nhead)};

@@ -34,6 +34,7 @@ struct Launch {
   void* stream = nullptr;           // of the kernel's device; GPUs only
   std::span<const Extent> extents;  // none: not known; only the simulator looks at it
   bool together = false;            // all blocks run at the same time
+  int32_t cluster = 1;              // so many neighbours run at the same time, close to each other
 };
 
 /// A kernel that is ready to be launched on one device. Never unloaded: a captured graph may still
@@ -47,6 +48,8 @@ class Kernel {
   virtual const abi::KernelInfo& info() const = 0;
   /// Blocks that a launch may ask to run together; 0: this device or kernel promises none.
   virtual int64_t most_together() const { return 0; }
+  /// Blocks of a cluster at most; 0: this kernel has none.
+  virtual int64_t most_clustered() const { return 0; }
 };
 
 /// A way to execute artefacts: one file per driver beside this page.

@@ -24,7 +24,9 @@ constexpr int kMultiprocessorCount = 16;       // CUdevice_attribute
 constexpr int kMaxSharedPerBlockOptin = 97;    // CUdevice_attribute
 constexpr int kMaxDynamicSharedSizeBytes = 8;  // CUfunction_attribute
 constexpr int kCooperativeLaunch = 95;         // CUdevice_attribute
+constexpr int kNonPortableClusterSize = 14;    // CUfunction_attribute
 constexpr int kCooperative = 2;                // CUlaunchAttributeID
+constexpr int kClusterDimension = 4;           // CUlaunchAttributeID
 constexpr int kStartsEarly = 6;                // CUlaunchAttributeID: programmatic serialization
 constexpr int64_t kMostBlocks = 0x7fffffff;    // of a grid, along x
 constexpr const char* kLibrary = "libcuda.so.1";
@@ -34,6 +36,7 @@ struct LaunchAttribute {  // CUlaunchAttribute
   int padding = 0;
   union {
     int value;
+    unsigned cluster[3];  // blocks
     char bytes[64];
   };
 };
@@ -66,6 +69,8 @@ struct Cuda {
   CudaResult (*cuOccupancyMaxActiveBlocksPerMultiprocessor)(int* blocks, void* function,
                                                             int threads,
                                                             size_t dynamic_shared_bytes);
+  CudaResult (*cuOccupancyMaxPotentialClusterSize)(int* blocks, void* function,
+                                                   const LaunchConfig* config);
   CudaResult (*cuStreamIsCapturing)(void* stream, int* status);
 
   void check(CudaResult result, const char* call, const std::string& subject) const {
@@ -105,6 +110,7 @@ Cuda open_cuda() {
   look_up(library, "cuLaunchKernelEx", cuda.cuLaunchKernelEx);
   look_up(library, "cuOccupancyMaxActiveBlocksPerMultiprocessor",
           cuda.cuOccupancyMaxActiveBlocksPerMultiprocessor);
+  look_up(library, "cuOccupancyMaxPotentialClusterSize", cuda.cuOccupancyMaxPotentialClusterSize);
   look_up(library, "cuStreamIsCapturing", cuda.cuStreamIsCapturing);
   cuda.check(cuda.cuInit(0), "cuInit", "CUDA");
   return cuda;
@@ -166,12 +172,13 @@ class ContextGuard {
 class CudaKernel final : public Kernel {
  public:
   CudaKernel(std::string name, void* function, const abi::KernelInfo& info, Context context,
-             int64_t most_together)
+             int64_t most_together, int64_t most_clustered)
       : name_(std::move(name)),
         function_(function),
         info_(info),
         context_(context),
-        most_together_(most_together) {}
+        most_together_(most_together),
+        most_clustered_(most_clustered) {}
 
   void launch(const void* params, int64_t params_bytes, const Launch& launch) const override {
     HIPDECODE_CHECK(params_bytes == info_.params_bytes, name_, ": expected ", info_.params_bytes,
@@ -181,15 +188,24 @@ class CudaKernel final : public Kernel {
     HIPDECODE_CHECK(!launch.together || launch.blocks <= most_together_, name_,
                     ": expected at most ", most_together_, " blocks to run together, got ",
                     launch.blocks, "; ask for fewer splits");
+    HIPDECODE_CHECK(launch.cluster == 1 ||
+                        (launch.cluster <= most_clustered_ && launch.blocks % launch.cluster == 0),
+                    name_, ": expected whole clusters of at most ", most_clustered_,
+                    " blocks, got ", launch.blocks, " in clusters of ", launch.cluster,
+                    "; ask for fewer splits");
     std::array<void*, 1> parameters = {const_cast<void*>(params)};
     // a launch has one of them at most: kernels that meet do not wait for earlier launches
+    const bool clusters = launch.cluster > 1;
     LaunchAttribute special{.id = launch.together ? kCooperative : kStartsEarly, .value = 1};
-    const LaunchConfig config{.grid = {static_cast<unsigned>(launch.blocks), 1, 1},
-                              .block = {static_cast<unsigned>(info_.threads), 1, 1},
-                              .shared_bytes = static_cast<unsigned>(info_.shared_bytes),
-                              .stream = launch.stream,
-                              .attributes = &special,
-                              .attribute_count = launch.together || info_.waits != 0 ? 1u : 0u};
+    if (clusters)
+      special = {.id = kClusterDimension, .cluster = {static_cast<unsigned>(launch.cluster), 1, 1}};
+    const LaunchConfig config{
+        .grid = {static_cast<unsigned>(launch.blocks), 1, 1},
+        .block = {static_cast<unsigned>(info_.threads), 1, 1},
+        .shared_bytes = static_cast<unsigned>(info_.shared_bytes),
+        .stream = launch.stream,
+        .attributes = &special,
+        .attribute_count = launch.together || clusters || info_.waits != 0 ? 1u : 0u};
     const ContextGuard guard(context_);
     cuda().check(cuda().cuLaunchKernelEx(&config, function_, parameters.data(), nullptr),
                  "cuLaunchKernelEx", name_);
@@ -197,13 +213,14 @@ class CudaKernel final : public Kernel {
 
   const abi::KernelInfo& info() const override { return info_; }
   int64_t most_together() const override { return most_together_; }
+  int64_t most_clustered() const override { return most_clustered_; }
 
  private:
   std::string name_;
   void* function_;
   abi::KernelInfo info_;
   Context context_;
-  int64_t most_together_;
+  int64_t most_together_, most_clustered_;
 };
 
 class CudaDriver final : public Driver {
@@ -227,12 +244,31 @@ class CudaDriver final : public Driver {
                                            static_cast<int>(info.shared_bytes)),
                  "cuFuncSetAttribute", subject);
     int resident = 0;  // blocks of a multiprocessor
-    if (info.meets != 0 && attribute(kCooperativeLaunch, index) != 0)
+    if (info.meets == abi::kMeetTogether && attribute(kCooperativeLaunch, index) != 0)
       cuda().check(cuda().cuOccupancyMaxActiveBlocksPerMultiprocessor(
                        &resident, function, info.threads, static_cast<size_t>(info.shared_bytes)),
                    "cuOccupancyMaxActiveBlocksPerMultiprocessor", subject);
     return std::make_unique<CudaKernel>(symbol, function, info, context,
-                                        resident * compute_units(index));
+                                        resident * compute_units(index),
+                                        most_clustered(function, info, subject));
+  }
+
+  /// Blocks of a cluster at most; the device's clusters may be larger than CUDA promises.
+  static int64_t most_clustered(void* function, const abi::KernelInfo& info,
+                                const std::string& subject) {
+    if (info.meets != abi::kMeetInClusters) return 0;
+    cuda().check(cuda().cuFuncSetAttribute(function, kNonPortableClusterSize, 1),
+                 "cuFuncSetAttribute", subject);
+    const LaunchConfig config{.grid = {1, 1, 1},
+                              .block = {static_cast<unsigned>(info.threads), 1, 1},
+                              .shared_bytes = static_cast<unsigned>(info.shared_bytes),
+                              .stream = nullptr,
+                              .attributes = nullptr,
+                              .attribute_count = 0};
+    int blocks = 0;
+    cuda().check(cuda().cuOccupancyMaxPotentialClusterSize(&blocks, function, &config),
+                 "cuOccupancyMaxPotentialClusterSize", subject);
+    return blocks;
   }
 
   int64_t compute_units(int32_t index) override {

@@ -23,8 +23,8 @@ std::span<const runtime::Extent> call_extents();
 
 template <class Params>
 void launch(const runtime::Kernel& kernel, const Params& params, int64_t blocks,
-            const runtime::Place& place, bool together = false) {
-  kernel.launch(&params, sizeof(params), {blocks, place.stream, call_extents(), together});
+            const runtime::Place& place, bool together = false, int32_t cluster = 1) {
+  kernel.launch(&params, sizeof(params), {blocks, place.stream, call_extents(), together, cluster});
 }
 
 }  // namespace hipdecode::torch_ops

@@ -150,6 +150,20 @@ const runtime::Kernel& sparse_kernel(const runtime::Place& place, const Format& 
   });
 }
 
+/// Heads of a tile whose splits are a cluster: fewer than a tile has room for while the clusters of
+/// all tiles run at the same time, so that a block has less to add up.
+int32_t clustered_heads(const abi::SparseMlaParams& p, int32_t rows, const runtime::Place& place) {
+  constexpr int32_t kLeast = 16, kSmallCluster = 8;
+  const int64_t units = runtime::driver(place.device.kind).compute_units(place.device.index);
+  // of an H100's 132 units: 6 large clusters, or four fifths of what small ones would fill
+  const int64_t at_once = p.num_splits > kSmallCluster ? units / 22 : units * 4 / 5 / p.num_splits;
+  int32_t heads = rows;
+  while (p.num_splits > 1 && heads > kLeast &&
+         int64_t{p.tokens} * ((p.nhead + heads / 2 - 1) / (heads / 2)) <= at_once)
+    heads /= 2;
+  return heads;
+}
+
 }  // namespace
 
 void launch_sparse(const SparseArguments& a, const runtime::Place& place) {
@@ -169,6 +183,16 @@ void launch_sparse(const SparseArguments& a, const runtime::Place& place) {
   const runtime::Kernel& kernel = sparse_kernel(place, format, a.fnuz, a.extra_fnuz, p.nhead);
   const int32_t rows = std::max(kernel.info().rows, 1);
   p.row_tiles = (p.nhead + rows - 1) / rows;
+  p.tile_heads = rows;
+  // blocks of a cluster need no memory to add up what they have
+  const auto most_clustered = static_cast<int32_t>(kernel.most_clustered());
+  if (most_clustered > 0) {
+    p.num_splits = std::min(p.num_splits, most_clustered);
+    p.tile_heads = clustered_heads(p, rows, place);
+    p.row_tiles = (p.nhead + p.tile_heads - 1) / p.tile_heads;
+    launch(kernel, p, int64_t{p.tokens} * p.row_tiles * p.num_splits, place, false, p.num_splits);
+    return;
+  }
   if (num_splits > 1) {
     HIPDECODE_CHECK(
         a.partial_output && a.partial_lse && a.arrivals,
@@ -181,8 +205,7 @@ void launch_sparse(const SparseArguments& a, const runtime::Place& place) {
   const int64_t blocks = int64_t{p.tokens} * p.row_tiles * num_splits;
   HIPDECODE_CHECK(blocks <= kMostBlocks, "q, num_splits: expected at most ", kMostBlocks,
                   " tiles of heads x splits, got ", blocks);
-  p.together = num_splits > 1 && blocks <= kernel.most_together();
-  launch(kernel, p, blocks, place, p.together != 0);
+  launch(kernel, p, blocks, place);
 }
 
 void sparse_mla_decode(Tensor q, Tensor cache, Tensor indices, OptionalTensor indptr,

@@ -22,6 +22,7 @@ from hipdecode.sparse_route import (
     SparseShape,
     clear_sparse_routes,
     load_sparse_table,
+    rounds_of,
     route_sparse_mla_decode,
     splits_by_rule,
 )
@@ -89,6 +90,40 @@ def test_rule_answers_for_another_format_or_machine(change: dict[str, object]) -
 
 
 @pytest.mark.usefixtures("tables")
+@pytest.mark.parametrize(("tokens", "splits"), [(8, 5), (9, 8)])
+def test_number_of_a_row_is_left_where_its_clusters_would_not_run_at_once(
+    tables: Path, tokens: int, splits: int
+) -> None:
+    # 22 clusters of 5 run at once, 7 of 16
+    row = ROWS[0].replace("1,9,0", "1,99,0")
+    if tokens == 9:
+        row = row.replace("fixed,5", "fixed,16")
+    (tables / "sm_90" / "sparse_mla_decode.csv").write_text(
+        "\n".join([HEADER, row, ROWS[1].replace(",9,,0", ",99,,0")]) + "\n"
+    )
+    clear_sparse_routes()
+    route = route_sparse_mla_decode(replace(SHAPE, tokens=tokens))
+    assert route.num_splits == splits
+    assert ("do not run at once" in route.reason) == (tokens == 9)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "nhead", "keys", "splits"),
+    [
+        (1, 64, 2048, 16), (1, 64, 640, 10), (7, 64, 2048, 16), (8, 64, 2048, 8),
+        (16, 64, 2048, 6), (32, 64, 2048, 3), (64, 64, 2048, 2), (80, 64, 2048, 1),
+        (128, 64, 2048, 1), (16, 128, 2048, 3), (64, 128, 2048, 1), (1, 64, 1, 1),
+    ],
+)  # fmt: skip
+def test_rule_of_sm_90_fills_the_gpu_with_clusters_once(
+    tokens: int, nhead: int, keys: int, splits: int
+) -> None:
+    shape = replace(SHAPE, tokens=tokens, nhead=nhead, max_keys=keys)
+    assert splits_by_rule(shape) == splits
+    assert rounds_of(shape, splits) == 1
+
+
+@pytest.mark.usefixtures("tables")
 def test_split_count_of_the_caller_comes_first() -> None:
     route = route_sparse_mla_decode(replace(SHAPE, num_splits=3))
     assert (route.num_splits, route.reason) == (3, "split count given by the caller")
@@ -139,11 +174,11 @@ def test_reader_refuses_rows_that_break_a_rule(row: str, complaint: str) -> None
 @pytest.mark.parametrize(
     ("tokens", "nhead", "keys", "rule", "numbers"),
     [
-        (1, 64, 2048, 8, [1, 2, 4, 16, 32]),
+        (1, 64, 2048, 16, [1, 8, 10, 12]),
         (1, 128, 128, 2, [1]),
         (1, 16, 1, 1, [2]),
         (128, 128, 2048, 1, [2]),
-        (16, 64, 2048, 8, [1, 2, 4, 16, 32]),
+        (16, 64, 2048, 6, [1, 3, 4, 5]),
     ],
 )
 def test_choices_are_the_rule_and_other_split_counts(

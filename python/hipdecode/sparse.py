@@ -22,7 +22,7 @@ from .errors import BadArgument, UnsupportedShape
 from .registry import LEAST_ROWS, wanted_rows
 from .short_way import SERVED, is_watched
 from .sparse_cache import FORMATS, FP8_MAX, V4, CacheFormat, format_of
-from .sparse_route import SparseShape, route_sparse_mla_decode
+from .sparse_route import MAX_SPLITS_OF, SparseShape, route_sparse_mla_decode
 from .workspace import Workspace, split_scratch
 
 _FN, _FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
@@ -30,7 +30,7 @@ _FNUZ_FAMILY = "gfx942"
 
 _FORM_OF = {form.token_bytes: form for form in FORMATS.values()}
 
-_prepared: dict[tuple[object, ...], tuple[bool, bool, int]] = {}
+_prepared: dict[tuple[object, ...], tuple[bool, bool, int, int]] = {}
 _MAX_PREPARED = 8192
 
 
@@ -88,7 +88,8 @@ def sparse_mla_decode(
         out: [tokens, nhead, 512] bf16 or fp16, written in place, strides honoured.
         return_lse: also return the log-sum-exp of the scores, without the sink.
         lse: [tokens, nhead] fp32 to write it to.
-        num_splits: pieces of a token's keys, instead of those of the tables and the rule.
+        num_splits: pieces of a token's keys, instead of those of the tables and the rule; at most
+            as many as a cluster has blocks on sm_90, 16 on an H100.
         workspace: scratch; by default this thread's own.
 
     Returns:
@@ -124,9 +125,9 @@ def sparse_mla_decode(
             if extra_cache is not None and extra_indices is not None:
                 keys += _capacity(extra_indices, extra_indptr, tokens)
         choice = (kv_dtype, extra_kv_dtype, keys, num_splits)
-        fnuz, extra_fnuz, splits = _plan(q, cache, extra_cache, choice)
+        fnuz, extra_fnuz, splits, partials = _plan(q, cache, extra_cache, choice)
         counters = tokens * -(-nhead // LEAST_ROWS)
-        scratch = split_scratch(q, (tokens, nhead, 512), splits, counters, workspace)
+        scratch = split_scratch(q, (tokens, nhead, 512), partials, counters, workspace)
         call = (q, *main, *extra, attn_sink, out, lse, *scratch, splits, scale, fnuz, extra_fnuz)
         if short is None or is_watched() or short.sparse(*call) != SERVED:
             torch.ops.hipdecode.sparse_mla_decode.default(*call)
@@ -181,8 +182,11 @@ def _plan(
     cache: Tensor,
     extra_cache: Tensor | None,
     choice: tuple[torch.dtype | None, torch.dtype | None, int, int | None],
-) -> tuple[bool, bool, int]:
-    """(main is fnuz, extra is fnuz, splits) of a call, remembered; loads its kernel."""
+) -> tuple[bool, bool, int, int]:
+    """(main is fnuz, extra is fnuz, splits, partial results of a row) of a call, remembered.
+
+    Loads its kernel.
+    """
     other = None if extra_cache is None else extra_cache.dtype
     facts = (q.device, q.shape[0], q.shape[1], cache.shape[-1], cache.dtype, other, *choice)
     if torch.compiler.is_compiling():
@@ -214,7 +218,7 @@ class _Facts(NamedTuple):
 
 
 @ops.constant_when_traced
-def _prepare(*facts: object) -> tuple[bool, bool, int]:
+def _prepare(*facts: object) -> tuple[bool, bool, int, int]:
     call = _Facts(*facts)  # type: ignore[arg-type]
     form = _FORM_OF[call.token_bytes]
     family, units = ops.family_and_units(call.device)
@@ -232,7 +236,9 @@ def _prepare(*facts: object) -> tuple[bool, bool, int]:
         max_keys=call.max_keys,
         num_splits=call.num_splits,
     )
-    return main == _FNUZ, extra == _FNUZ, route_sparse_mla_decode(shape).num_splits
+    splits = route_sparse_mla_decode(shape).num_splits
+    # where blocks of a cluster add up what they have, nothing of it goes to memory
+    return main == _FNUZ, extra == _FNUZ, splits, 1 if family in MAX_SPLITS_OF else splits
 
 
 def _own_dtype(dtype: torch.dtype | None) -> torch.dtype | None:

@@ -8,7 +8,7 @@ of the rule, on as many compute units; elsewhere the rule answers. Every answer 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 
 from .dispatch import FAMILIES, check_sizes, table_of
@@ -22,10 +22,17 @@ GROUP_ROWS = 128
 """Heads that one thread group works on together, at most."""
 GROUP_ROWS_OF = MappingProxyType({"sm_90": 64})
 MAX_SPLITS = 32
+MAX_SPLITS_OF = MappingProxyType({"sm_90": 16})
+"""Where the blocks of a token are a cluster, as many as it holds."""
 MERGE_KEYS = 16
 """What writing and merging one more partial result costs, in keys of the same heads."""
-MERGE_KEYS_OF = MappingProxyType({"sm_90": 27})
-"""Measured on an H100, one token of 64 heads: 1.55 us a split, 0.0575 us a key."""
+MERGE_KEYS_OF = MappingProxyType({"sm_90": 4})
+"""Measured on an H100: 16 pieces of 128 keys take 4 us less than 8 of 256, 0.03 us a key."""
+ROUND_KEYS_OF = MappingProxyType({"sm_90": 256})
+"""What it costs until the first keys of a round of blocks are there, in keys: 8 us on an H100."""
+CLUSTERS_AT_ONCE = MappingProxyType({1: 132, 2: 66, 3: 39, 4: 30, 5: 22, 6: 17, 8: 15, 16: 7})
+"""How many clusters of so many blocks an H100 of 132 multiprocessors runs at the same time."""
+_H100_UNITS = 132
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -142,6 +149,7 @@ def route_sparse_mla_decode(shape: SparseShape) -> SparseRoute:
     want = SparseKey(shape.format, shape.nhead, shape.compute_units)
     key = table.nearest_key(want)
     by_rule = splits_by_rule(shape)
+    splits = by_rule
     rule = f"sparse_splits, the rule, says {by_rule}"
     if key is None:
         return SparseRoute(
@@ -150,9 +158,15 @@ def route_sparse_mla_decode(shape: SparseShape) -> SparseRoute:
     row = table.find(key, max(shape.tokens, 1), shape.max_keys)
     source = f"{table.label}:{row.line}"
     instead = f" (nearest key of the table to {want})" if key != want else ""
-    chosen = rule if row.route == "rule" else f"{row.num_splits} measured; {rule}"
+    chosen = rule
+    if isinstance(row.num_splits, int):
+        chosen = f"{row.num_splits} measured; {rule}"
+        if rounds_of(shape, row.num_splits) <= rounds_of(shape, by_rule):
+            splits = row.num_splits
+        else:
+            chosen += f", as here {row.num_splits} do not run at once"
     return SparseRoute(
-        num_splits=row.num_splits if isinstance(row.num_splits, int) else by_rule,
+        num_splits=splits,
         reason=f"{source}: {key}{instead}: {chosen}",
         source=source,
         us=row.us,
@@ -178,6 +192,26 @@ def clear_sparse_routes() -> None:
     load_sparse_table.cache_clear()
 
 
+def clusters_at_once(blocks: int, compute_units: int) -> int:
+    """How many clusters of blocks run at the same time on a GPU of sm_90.
+
+    Args:
+        blocks: of a cluster, 1..16.
+        compute_units: multiprocessors of the GPU.
+    """
+    counted = next(count for size, count in CLUSTERS_AT_ONCE.items() if size >= blocks)
+    return max(counted * compute_units // _H100_UNITS, 1)
+
+
+def rounds_of(shape: SparseShape, splits: int) -> int:
+    """How often the GPU's room for clusters is filled; 1 where a token's blocks are no cluster."""
+    most = MAX_SPLITS_OF.get(shape.family)
+    if most is None:
+        return 1
+    tiles = shape.tokens * -(-shape.nhead // GROUP_ROWS_OF[shape.family])
+    return -(-tiles // clusters_at_once(min(splits, most), shape.compute_units))
+
+
 def splits_by_rule(shape: SparseShape) -> int:
     """What `sparse_splits` says with the constants of the shape's family."""
     return sparse_splits(
@@ -187,6 +221,8 @@ def splits_by_rule(shape: SparseShape) -> int:
         max_keys=shape.max_keys,
         group_rows=GROUP_ROWS_OF.get(shape.family, GROUP_ROWS),
         merge_keys=MERGE_KEYS_OF.get(shape.family, MERGE_KEYS),
+        round_keys=ROUND_KEYS_OF.get(shape.family, 0),
+        clusters_of=MAX_SPLITS_OF.get(shape.family),
     )
 
 
@@ -199,6 +235,8 @@ def sparse_splits(
     max_keys: int,
     group_rows: int = GROUP_ROWS,
     merge_keys: int = MERGE_KEYS,
+    round_keys: int = 0,
+    clusters_of: int | None = None,
 ) -> int:
     """The number of pieces that each token's keys are cut into; see `cheapest_splits`.
 
@@ -209,13 +247,18 @@ def sparse_splits(
         max_keys: keys of a token at most.
         group_rows: heads that one thread group works on together, at most.
         merge_keys: what one more piece costs, in keys.
+        round_keys: what a round of blocks costs besides, in keys.
+        clusters_of: blocks of a cluster at most, where a token's pieces are one.
     """
+    at_once = partial(clusters_at_once, compute_units=compute_units) if clusters_of else None
     return cheapest_splits(
         tiles=tokens * -(-nhead // group_rows),
         compute_units=compute_units,
         keys=max_keys,
-        most=MAX_SPLITS,
+        most=clusters_of or MAX_SPLITS,
         merge_each=merge_keys,
+        round_start=round_keys,
+        at_once=at_once,
     )
 
 

@@ -12,8 +12,10 @@ from hipdecode.sparse_cache import FORMATS
 from hipdecode.sparse_route import (
     GROUP_ROWS,
     GROUP_ROWS_OF,
+    MAX_SPLITS_OF,
     SparseKey,
     SparseShape,
+    clusters_at_once,
     splits_by_rule,
 )
 from hipdecode.split_rule import MIN_PIECE
@@ -28,6 +30,8 @@ _COPIES = 4
 _SPLIT_POWERS = 7
 _MOST_BLOCKS = 4
 """Splits to try beside the rule: powers of two that give a compute unit at most so many blocks."""
+_CLUSTERS, _MOST_CLUSTERS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16), 4
+"""Splits to try where they are a cluster: one, and the largest of these that run at once."""
 
 
 def choices(point: Point[SparseKey], family: str) -> dict[Choice, int]:
@@ -44,8 +48,13 @@ def choices(point: Point[SparseKey], family: str) -> dict[Choice, int]:
         )
     )
     blocks = point.batch * -(-key.nhead // group_rows)
-    most = min(_MOST_BLOCKS * key.compute_units // blocks, -(-point.kv_len // MIN_PIECE))
-    counts = [2**power for power in range(_SPLIT_POWERS) if 2**power <= max(most, 2)]
+    pieces = -(-point.kv_len // MIN_PIECE)
+    if family in MAX_SPLITS_OF:
+        most = [n for n in _CLUSTERS if blocks <= clusters_at_once(n, key.compute_units)]
+        counts = [1, *([n for n in most if n <= pieces][-_MOST_CLUSTERS:] or [2])]
+    else:
+        most = min(_MOST_BLOCKS * key.compute_units // blocks, pieces)
+        counts = [2**power for power in range(_SPLIT_POWERS) if 2**power <= max(most, 2)]
     return {RULE: by_rule, **{Choice("fixed", n): n for n in counts if n != by_rule}}
 
 

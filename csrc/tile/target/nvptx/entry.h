@@ -123,11 +123,37 @@ TILE_FN int32_t run_as(const typename Kernel::Params& params, typename Kernel::S
   const Block block(Kernel::Shared::kComputeWaves, kRole);
   int32_t left = 0;
   if constexpr (Finishes<Kernel>)
-    left = Kernel::start(params, block, shared);
+    left = Kernel::start(params, block, shared, prepared...);
   else
     Kernel::run(params, block, shared, prepared...);
   if (left != 0) change_registers<kRegisters, kAtEntry>();
   return left;
+}
+
+/// Runs a kernel's roles, if it has any.
+template <class Kernel, class... Prepared>
+TILE_FN void run_roles(const typename Kernel::Params& params, typename Kernel::Shared& shared,
+                       const Prepared&... prepared) {
+  using Shared = typename Kernel::Shared;
+  int32_t left = 0;
+  if constexpr (HasScoreRole<Shared>) {
+    if (threadIdx.x >= (Shared::kComputeWaves + Shared::kScoreWaves) * kLanes)
+      left = run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared, prepared...);
+    else if (threadIdx.x >= Shared::kComputeWaves * kLanes)
+      left = run_as<Kernel, Shared::kScoreRegisters, Role::score>(params, shared, prepared...);
+    else
+      left = run_as<Kernel, Shared::kComputeRegisters, Role::compute>(params, shared, prepared...);
+  } else if constexpr (HasRoles<Shared>) {
+    if (threadIdx.x >= Shared::kComputeWaves * kLanes)
+      left = run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared, prepared...);
+    else
+      left = run_as<Kernel, Shared::kComputeRegisters, Role::compute>(params, shared, prepared...);
+  } else {
+    Kernel::run(params, Block(Kernel::kWaves, Role::compute), shared, prepared...);
+  }
+  if constexpr (HasRoles<Shared> && Finishes<Kernel>)
+    if (left != 0)
+      Kernel::finish(params, Block(Kernel::kWaves, Role::compute), shared, prepared...);
 }
 
 /// Runs a kernel. The role is a constant in each branch: statements of the others fall away.
@@ -137,30 +163,12 @@ TILE_FN void run(const typename Kernel::Params& params, typename Kernel::Shared&
   static_assert(registers_of_roles<Kernel>() <= registers_at_entry<Kernel>() * Kernel::kWaves,
                 "a role would wait for registers that the block does not have");
   if constexpr (Opens<Shared>) shared.open();
-  int32_t left = 0;
-  if constexpr (HasScoreRole<Shared>) {
-    if (threadIdx.x >= (Shared::kComputeWaves + Shared::kScoreWaves) * kLanes)
-      left = run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared);
-    else if (threadIdx.x >= Shared::kComputeWaves * kLanes)
-      left = run_as<Kernel, Shared::kScoreRegisters, Role::score>(params, shared);
-    else
-      left = run_as<Kernel, Shared::kComputeRegisters, Role::compute>(params, shared);
-  } else if constexpr (Prepares<Kernel>) {
-    const auto prepared = Kernel::prepare(params, static_cast<int32_t>(blockIdx.x));
-    if (threadIdx.x >= Shared::kComputeWaves * kLanes)
-      left = run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared, prepared);
-    else
-      left = run_as<Kernel, Shared::kComputeRegisters, Role::compute>(params, shared, prepared);
-  } else if constexpr (HasRoles<Shared>) {
-    if (threadIdx.x >= Shared::kComputeWaves * kLanes)
-      left = run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared);
-    else
-      left = run_as<Kernel, Shared::kComputeRegisters, Role::compute>(params, shared);
-  } else {
-    Kernel::run(params, Block(Kernel::kWaves, Role::compute), shared);
-  }
-  if constexpr (HasRoles<Shared> && Finishes<Kernel>)
-    if (left != 0) Kernel::finish(params, Block(Kernel::kWaves, Role::compute), left);
+  // a kernel of one part that has a role for scores prepares in each role: registers are scarce
+  // there
+  if constexpr (Prepares<Kernel> && (!HasScoreRole<Shared> || Finishes<Kernel>))
+    run_roles<Kernel>(params, shared, Kernel::prepare(params, static_cast<int32_t>(blockIdx.x)));
+  else
+    run_roles<Kernel>(params, shared);
 }
 
 }  // namespace nvptx

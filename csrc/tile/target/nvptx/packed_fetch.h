@@ -25,19 +25,18 @@ class PackedFetcher {
   /// The token of a slot whose key the lane looks up: four lanes share one.
   TILE_FN int token() const { return wave_ * kShare + lane() / 4; }
 
-  /// Brings in the tokens of the call before and begins to read `count` tokens. What does not exist
-  /// reads as zeros.
+  /// Begins to read the first `count` tokens. What does not exist reads as zeros.
+  TILE_FN void start(const Key& key, int count) {
+    take(key, count);
+    read_scale();
+#pragma unroll
+    for (int unit = 0; unit < kUnits; ++unit) load(unit);
+  }
+
+  /// Brings in the tokens of the call before and begins to read the next `count`.
   TILE_FN void fetch(const Key& key, int count) {
-    const int at_hand = count_;
     const uint32_t lost = lost_;
     take(key, count);
-    if (at_hand == 0) {
-      read_scale();
-#pragma unroll
-      for (int unit = 0; unit < kUnits; ++unit) load(unit);
-      return;
-    }
-    settle();
     uint32_t scales[4];
     spread_scale(scales);
     read_scale();
@@ -70,7 +69,6 @@ class PackedFetcher {
       if (512 + lane % 4 * 128 < Format::kDataBytes) prefetch_line(from_ + 512 + lane % 4 * 112);
     }
     lost_ = __ballot_sync(~0u, __shfl_sync(~0u, asked && !found, lane * 4 % kLanes)) & 0xff;
-    count_ = count;
   }
 
   /// Four lanes share a token's scales, too.
@@ -89,14 +87,6 @@ class PackedFetcher {
       const uint64_t row = of_lane(from_, (unit - kLatentUnits) * 16 + lane / 8 * 4);
       held_[unit] = read_chunk(row + Format::kRopeOffset + lane % 8 * 16, row != 0);
     }
-  }
-
-  /// Waits for all that was asked for: what is asked for from here on would be waited for as well.
-  TILE_FN void settle() {
-#pragma unroll
-    for (uint4& held : held_)
-      asm volatile("" : "+r"(held.x), "+r"(held.y), "+r"(held.z), "+r"(held.w));
-    asm volatile("" : "+r"(scale_));
   }
 
   TILE_FN void fill(uint32_t lost, const uint32_t (&scales)[4]) {
@@ -167,10 +157,10 @@ class PackedFetcher {
   }
 
   Blocks& b_;
-  int wave_, count_ = 0;  // of tokens whose units are at hand
+  int wave_;
   uint32_t turn_ = 0, lost_ = 0, scale_ = 0;
   uint64_t from_ = 0, apart_ = 0;  // of the lane's token; 0: none
-  uint4 held_[kUnits] = {};
+  uint4 held_[kUnits];
 };
 
 }  // namespace hipdecode::tile::nvptx

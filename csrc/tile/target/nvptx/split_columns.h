@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "../../concepts.h"
-#include "output.h"
+#include "clustered_rows.h"
 #include "packed_fetch.h"
 #include "queries.h"
 #include "row_pair.h"
@@ -19,6 +19,7 @@ template <class Shape>
 class SplitColumns {
  public:
   static constexpr int kRows = Shape::kRows, kTokens = 64, kWaves = 16;
+  static constexpr bool kMergesInCluster = true;
 
  private:
   static constexpr int kGroups = 2, kGroupWaves = 4, kGroupThreads = kGroupWaves * kLanes;
@@ -27,6 +28,7 @@ class SplitColumns {
   using Fetcher = PackedFetcher<Layout, Shape::kFormat>;
   using Slots = typename Fetcher::Blocks;
   using Rows = RowPair<Layout::kOperand>;
+  using Clustered = ClusteredRows<Shape::kHeadDimV, kRows, kWaves>;
   static constexpr int kColumns = Shape::kHeadDimV / kGroups, kParts = 2;
   static_assert(kRows == 64 && kColumns == 256 && kTokens == Layout::kTokens);
   static_assert(Shape::kKvDType == abi::DType::fp8_e4m3fn &&
@@ -35,16 +37,17 @@ class SplitColumns {
  public:
   struct Shared {
     static constexpr int kComputeWaves = kGroupWaves, kScoreWaves = kGroupWaves;
-    static constexpr int kComputeRegisters = 160, kScoreRegisters = 208, kFetchRegisters = 72;
+    static constexpr int kComputeRegisters = 176, kScoreRegisters = 208, kFetchRegisters = 64;
     Slots slots;
     alignas(1024) unsigned char queries[Q::kBytes];
-    RowEnds<kRows> ends;
     float factors[Slots::kSlots][kRows], tops[kRows], sums[kRows];
     int32_t raised[Slots::kSlots][kGroupWaves];
     Gate weighed[Slots::kSlots];
   };
 
   using Tokens = FetchedTokens<typename Fetcher::Key>;
+
+  using Share = typename Clustered::Share;
 
   TILE_FN SplitColumns(Shared& shared, Block block)
       : s_(shared),
@@ -86,11 +89,11 @@ class SplitColumns {
   }
 
   TILE_FN void fetch(const Tokens& tokens) {
-    if (role_ == Role::fetch) fetcher_.fetch(tokens.key, tokens.count);
+    if (role_ == Role::fetch) fetcher_.start(tokens.key, tokens.count);
   }
 
   TILE_FN void score(Tokens& tokens, const Tokens& next) {
-    if (role_ == Role::fetch) return fetch(next);
+    if (role_ == Role::fetch) return fetcher_.fetch(next.key, next.count);
     if (role_ != Role::score) return;
     // of the first tile; those of others are computed behind the values of the tile before
     if (turn_ == 0) {
@@ -164,8 +167,8 @@ class SplitColumns {
     ++turn_;
   }
 
-  template <class Target>
-  TILE_FN void store(int rows, const Target& target, float value_scale) {
+  /// Lays the rows down where write() finds them.
+  TILE_FN void stage(int rows) {
     if (role_ == Role::fetch) return;
     if (role_ == Role::score) {
 #pragma unroll
@@ -177,36 +180,30 @@ class SplitColumns {
       }
     }
     meet_all();
-    const int row = static_cast<int>(threadIdx.x);
-    if (row < kRows) {
-      s_.ends.scale[0][row] = row_scale(s_.sums[row], value_scale);
-      s_.ends.set(row, rows, target, s_.tops[row] - Rows::kShift, s_.sums[row]);
-    }
-    meet_all();
-    // nobody reads the keys any more: finished rows pass through their place
-    float* staged =
-        reinterpret_cast<float*>(s_.slots.keys) + own_row() * kPitch + group() * kColumns;
+    // nobody reads the keys any more: rows pass through their place
+    if (16 * wave_ >= rows) return;
+    float* staged = Clustered::place(s_.slots.keys, own_row()) + group() * kColumns;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float scale = s_.ends.scale[0][own_row() + 8 * i];
+    for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int j = 0; j < kColumns / 8; ++j) {
         const float* two = &output_[j / kEach][j % kEach * 4 + 2 * i];
-        *reinterpret_cast<float2*>(staged + i * 8 * kPitch + own_token() + 8 * j) =
-            float2{two[0] * scale, two[1] * scale};
+        *reinterpret_cast<float2*>(staged + i * 8 * Clustered::kPitch + own_token() + 8 * j) =
+            float2{two[0], two[1]};
       }
-    }
-    meet_all();
-    write_rows();
-    meet_all();
+  }
+
+  /// Writes rows whose keys several blocks of a cluster have shared: see ClusteredRows.
+  template <class Target>
+  static TILE_FN void write(Shared& shared, Block block, int rows, const Target& target,
+                            const Share& share) {
+    Clustered{shared.slots.keys, shared.tops, shared.sums}.write(block.wave(), rows, target, share);
   }
 
  private:
   static constexpr int kWords = kTokens / 2;  // scores of a thread
   static constexpr int kEach = kColumns / 8 / kParts;
-  // of a staged row: eight rows by four lanes fall into different banks
-  static constexpr int kPitch = Shape::kHeadDimV + 8;
-  static_assert(kRows * kPitch * sizeof(float) <= sizeof(Slots::keys));
+  static_assert(Clustered::kBytes <= sizeof(Slots::keys));
 
   static TILE_FN void meet_all() { meet(1, kGroups * kGroupThreads); }
 
@@ -286,21 +283,6 @@ class SplitColumns {
     for (auto& part : output_)
 #pragma unroll
       for (int i = 0; i < kColumns / 2 / kParts; ++i) part[i] *= i / 2 % 2 == 0 ? first : second;
-  }
-
-  /// Staged rows to where they belong, 16 bytes a thread.
-  TILE_FN void write_rows() {
-    const abi::DType type = s_.ends.type;
-    const int columns = type == abi::DType::fp32 ? 4 : 8, chunks = Shape::kHeadDimV / columns;
-    TILE_ROLLED
-    for (int at = static_cast<int>(threadIdx.x); at < kRows * chunks;
-         at += kGroups * kGroupThreads) {
-      const int row = at / chunks, column = at % chunks * columns;
-      const uint64_t to = s_.ends.o[row];
-      if (to == 0) continue;
-      const float* from = reinterpret_cast<const float*>(s_.slots.keys) + row * kPitch + column;
-      store_chunk_as(to + column * 16 / columns, reinterpret_cast<const float4*>(from), type);
-    }
   }
 
   Shared& s_;

@@ -17,7 +17,10 @@ STAMP := $(VENV)/.hipdecode-$(shell echo '$(CURDIR)' | cksum | cut -d' ' -f1)
 
 SIM_TARGETS ?= gfx950 gfx942
 
-.PHONY: demo test test-sim lint bench asan tsan aarch64 sanitize-gpu clean install build
+# Their wheels name PyTorch releases for GPUs, and not the same: installed without what they name.
+CLIENTS ?= sglang==0.5.23 vllm==0.33.0
+
+.PHONY: demo test test-clients test-sim lint bench asan tsan aarch64 sanitize-gpu clean install build
 .DEFAULT_GOAL := demo
 
 demo: install  ## a small MLA model decodes on hipdecode, checked against eager PyTorch
@@ -25,6 +28,11 @@ demo: install  ## a small MLA model decodes on hipdecode, checked against eager 
 
 test: build  ## the suite without slow, GPU and long simulator tests
 	$(PY) -m pytest op_tests -m "not slow and not gpu and not sim" $(PYTEST_ARGS)
+
+test-clients: $(STAMP)-clients  ## layers of SGLang, transformers and vLLM on hipdecode, each in a process of its own
+	for client in sglang transformers vllm; do \
+	  $(PY) -m pytest op_tests/clients/test_$${client}*.py --target $(TARGET) $(PYTEST_ARGS) || exit 1; \
+	done
 
 test-sim: install  ## the kernel suite through the code objects of gfx950 and gfx942, simulated: minutes
 	for arch in $(SIM_TARGETS); do \
@@ -72,6 +80,11 @@ $(STAMP)-run: pyproject.toml setup.py | $(PY)
 	  2>/dev/null || $(PIP) $(TORCH)
 	$(PIP) --no-build-isolation -e '.[test,demo]'
 	rm -f $(VENV)/.hipdecode-*
+	touch $@
+
+$(STAMP)-clients: $(STAMP)-run
+	$(PIP) --no-build-isolation -e '.[test,demo,clients]'
+	$(PIP) --no-deps $(CLIENTS)
 	touch $@
 
 $(STAMP)-dev: $(STAMP)-run

@@ -110,6 +110,9 @@ def test_sparse_mla_decode_uses_the_workspace_of_the_caller(
             **inputs, num_splits=3, return_lse=True, workspace=workspace
         )
         assert_sparse_matches(inputs, out, lse, target, "workspace")
+    if device.type == "cuda":  # splits merge in the memory of their cluster
+        assert workspace.nbytes == 0
+        return
     assert workspace.nbytes >= 2 * 3 * 12 * 513 * 4
     small = hipdecode.Workspace(device, max_bytes=1000)
     with pytest.raises(WorkspaceError, match="max_bytes"):

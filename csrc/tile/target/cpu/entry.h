@@ -48,14 +48,18 @@ class Block {
 
 }  // namespace hipdecode::tile
 
+/// Everything else is hidden: a process may load the same templates, built for several targets,
+/// and a symbol that is seen would be one for all of them.
+#define TILE_EXPORTED extern "C" __attribute__((visibility("default")))
+
 /// Exports `Kernel` (the rest of the line): a struct with Params, Shared and run(Params, Block,
 /// Shared). Shared is the calling thread's own memory, 64-byte aligned and uninitialised.
 #define TILE_KERNEL(symbol, ...)                                                                \
-  extern "C" void symbol(const void* params, int64_t index, int64_t count, void* shared) {      \
+  TILE_EXPORTED void symbol(const void* params, int64_t index, int64_t count, void* shared) {   \
     using Kernel = __VA_ARGS__;                                                                 \
     Kernel::run(*static_cast<const Kernel::Params*>(params),                                    \
                 ::hipdecode::tile::Block(index, count), *static_cast<Kernel::Shared*>(shared)); \
   }                                                                                             \
-  extern "C" const ::hipdecode::abi::KernelInfo hipdecode_kernel_info;                          \
+  TILE_EXPORTED const ::hipdecode::abi::KernelInfo hipdecode_kernel_info;                       \
   const ::hipdecode::abi::KernelInfo hipdecode_kernel_info =                                    \
       ::hipdecode::tile::kernel_info<__VA_ARGS__>(1);

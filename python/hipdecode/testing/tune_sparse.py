@@ -50,8 +50,8 @@ def choices(point: Point[SparseKey], family: str) -> dict[Choice, int]:
     blocks = point.batch * -(-key.nhead // group_rows)
     pieces = -(-point.kv_len // MIN_PIECE)
     if family in MAX_SPLITS_OF:
-        most = [n for n in _CLUSTERS if blocks <= clusters_at_once(n, key.compute_units)]
-        counts = [1, *([n for n in most if n <= pieces][-_MOST_CLUSTERS:] or [2])]
+        fit = [n for n in _CLUSTERS if blocks <= clusters_at_once(n, key.compute_units)]
+        counts = [1, *([n for n in fit if n <= pieces][-_MOST_CLUSTERS:] or [2])]
     else:
         most = min(_MOST_BLOCKS * key.compute_units // blocks, pieces)
         counts = [2**power for power in range(_SPLIT_POWERS) if 2**power <= max(most, 2)]

@@ -45,9 +45,9 @@ struct MlaDecodeReduce {
     if (number >= units) return;
     TILE_ROLLED
     for (;;) {
-      merge(p, unit.request, unit.head, unit.column);
+      merge(tile::reread(p), unit.request, unit.head, unit.column);
       if ((number += step) >= units) return;
-      unit = Unit(p, parts, number);
+      unit = Unit(tile::reread(p), parts, number);
     }
   }
 

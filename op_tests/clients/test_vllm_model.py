@@ -23,7 +23,7 @@ from vllm_served import ServedModel, served_by
 
 from hipdecode.demo.model import load_model
 from hipdecode.demo.score import bits_decoded, bits_eager, held_out_rows
-from hipdecode.integrations.vllm_plugin import BACKEND
+from hipdecode.integrations.vllm.plugin import BACKEND
 
 ROWS, LENGTH = 4, 112
 PROMPT = 48  # prefilled by vLLM's own; the rest is decoded

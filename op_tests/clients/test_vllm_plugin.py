@@ -27,8 +27,8 @@ from vllm.v1.attention.selector import AttentionSelectorConfig, get_attn_backend
 from vllm_engine import Engine, config_of
 
 from hipdecode.errors import UnsupportedShape
-from hipdecode.integrations import vllm_plugin
-from hipdecode.integrations.vllm_backend import HipdecodeMLABackend, HipdecodeMLAImpl
+from hipdecode.integrations.vllm import plugin as vllm_plugin
+from hipdecode.integrations.vllm.backend import HipdecodeMLABackend, HipdecodeMLAImpl
 
 GROUP = "vllm.general_plugins"
 CUSTOM = AttentionBackendEnum.CUSTOM
@@ -86,7 +86,7 @@ def test_an_older_vllm_runs_on_without_the_backend(monkeypatch, caplog) -> None:
 
 def test_importing_hipdecode_and_its_plugin_does_not_import_vllm() -> None:
     code = (
-        "import sys, hipdecode, hipdecode.integrations.vllm_plugin, hipdecode.integrations.vllm;"
+        "import sys, hipdecode, hipdecode.integrations.vllm.plugin, hipdecode.integrations.vllm;"
         "hipdecode.mla_decode; print('vllm' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

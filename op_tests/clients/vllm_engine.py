@@ -35,7 +35,7 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.mla.prefill.cpu_sdpa import CPUSDPAMLAPrefillBackend
 
 from hipdecode import demo
-from hipdecode.integrations.vllm_backend import HipdecodeMLABackend
+from hipdecode.integrations.vllm.backend import HipdecodeMLABackend
 from hipdecode.testing import compare, reference
 from hipdecode.testing.reference import Attention
 

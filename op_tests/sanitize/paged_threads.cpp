@@ -139,9 +139,11 @@ int check(const char* name, int block_size, int gqa, int q_len, std::mt19937& ra
       const int visible = contexts[row / q_len] - (q_len - 1 - row % q_len);
       const size_t at = (static_cast<size_t>(row) * nhead + head) * kHeadDim;
       const auto want = reference(pool, row / q_len, head / gqa, visible, &q[at]);
-      for (int d = 0; d < kHeadDim; ++d)
-        worst = std::fmax(
-            worst, std::fabs(tile::bf16_to_float(o[at + d]) - want[d]) / (1 + std::fabs(want[d])));
+      for (int d = 0; d < kHeadDim; ++d) {
+        const double got = tile::bf16_to_float(o[at + d]);
+        const double error = std::fabs(got - want[d]) / (1 + std::fabs(want[d]));
+        if (error > worst) worst = error;
+      }
     }
   const bool good = worst < 0.02;
   std::printf("%s %s block %d gqa %d q_len %d: worst error %.1e\n", good ? "ok  " : "FAIL", name,
@@ -179,7 +181,8 @@ int check_merge(int nhead, int head_dim, std::mt19937& random) {
         for (int k = 0; k < used; ++k)
           want += std::exp(logs[row(k)]) / sum * partial[row(k) * head_dim + d];
         const size_t at = (static_cast<size_t>(request) * nhead + head) * head_dim + d;
-        worst = std::fmax(worst, std::fabs(tile::bf16_to_float(o[at]) - want));
+        const double error = std::fabs(tile::bf16_to_float(o[at]) - want);
+        if (error > worst) worst = error;
       }
     }
   const bool good = worst < 0.02;

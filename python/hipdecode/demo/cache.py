@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hipdecode.errors import BadArgument
-from hipdecode.integrations.transformers_layers import FP8_DTYPES, put, quantised
+from hipdecode.integrations.transformers.layers import FP8_DTYPES, put, quantised
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Atten
 
 from hipdecode.demo.cache import PagedLatentCache
 from hipdecode.errors import BadArgument
-from hipdecode.integrations.transformers_layers import up_projections
+from hipdecode.integrations.transformers.layers import up_projections
 
 FOLDER = Path(__file__).parent
 """Holds config.json and the weights."""

@@ -15,7 +15,7 @@ from hipdecode.paged import PagedOptions, paged_attention
 from hipdecode.support import HEAD_DIMS
 
 if TYPE_CHECKING:
-    from hipdecode.integrations.transformers_cache import PagedCache, Step
+    from hipdecode.integrations.transformers.cache import PagedCache, Step
 
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 _ANY_LENGTH = {"route": "persistent"}

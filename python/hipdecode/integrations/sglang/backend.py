@@ -28,7 +28,7 @@ from hipdecode.errors import BadArgument
 from hipdecode.plan import MlaPlan, plan_mla_decode
 from hipdecode.workspace import Workspace
 
-from .sglang_steps import Buffers, Step, pack
+from .steps import Buffers, Step, pack
 
 logger = logging.getLogger("hipdecode.sglang")
 

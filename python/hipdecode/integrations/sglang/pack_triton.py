@@ -64,7 +64,7 @@ def pack(
     kv_last_page_lens: Tensor,
     kv_indices: Tensor,
 ) -> None:
-    """As `sglang_steps.pack`."""
+    """As `steps.pack`."""
     batch = seq_lens.shape[0]
     _pack[(batch, _WORKERS)](
         req_to_token,

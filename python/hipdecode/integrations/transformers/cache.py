@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 
 from hipdecode.decode import mla_decode
 from hipdecode.errors import BadArgument
-from hipdecode.integrations.transformers_layers import (
+from hipdecode.integrations.transformers.layers import (
     FP8_DTYPES,
     GroupedLayer,
     LatentLayer,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """vLLM's attention backend of MLA decode: its metadata, its cache and its classes, our kernels.
 
-Prefill stays vLLM's own, chosen by its `--mla-prefill-backend` as ever. `vllm_plugin` registers
+Prefill stays vLLM's own, chosen by its `--mla-prefill-backend` as ever. `plugin` registers
 the backend; this module imports vLLM and is imported by vLLM alone.
 """
 
@@ -29,7 +29,7 @@ from vllm.v1.kv_cache_interface import AttentionSpec, is_quantized_kv_cache
 from hipdecode.arguments import HEAD_DIM_V
 from hipdecode.decode import mla_decode
 from hipdecode.errors import UnsupportedShape
-from hipdecode.integrations.vllm_metadata import (
+from hipdecode.integrations.vllm.metadata import (
     HipdecodeMLAMetadata,
     HipdecodeMLAMetadataBuilder,
     quantizes_queries,

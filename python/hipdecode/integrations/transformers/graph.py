@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hipdecode.errors import BadArgument
-from hipdecode.integrations.transformers_cache import PagedCache
+from hipdecode.integrations.transformers.cache import PagedCache
 
 WARM_UP = 3
 """Steps before the capture: libraries choose their kernels and allocate in the first ones."""

@@ -27,9 +27,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from hipdecode.errors import BadArgument
-from hipdecode.integrations.transformers_cache import PagedCache
-from hipdecode.integrations.transformers_graph import DecodeGraph
-from hipdecode.integrations.transformers_layers import LAYER, PagedLayer
+from hipdecode.integrations.transformers.cache import PagedCache
+from hipdecode.integrations.transformers.graph import DecodeGraph
+from hipdecode.integrations.transformers.layers import LAYER, PagedLayer
 
 __all__ = ["NAME", "DecodeGraph", "PagedCache", "attention", "install"]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 
-BACKEND = "hipdecode.integrations.vllm_backend.HipdecodeMLABackend"
+BACKEND = "hipdecode.integrations.vllm.backend.HipdecodeMLABackend"
 """The backend's class, as vLLM names classes."""
 
 logger = logging.getLogger("hipdecode.vllm")

@@ -79,7 +79,7 @@ def create_backend(runner: Any) -> Any:  # noqa: ANN401
     Raises:
         BadArgument: the runner is configured for what is not done; names SGLang's option.
     """
-    backend = importlib.import_module("hipdecode.integrations.sglang_backend")
+    backend = importlib.import_module("hipdecode.integrations.sglang.backend")
     return backend.HipdecodeAttnBackend(runner)
 
 

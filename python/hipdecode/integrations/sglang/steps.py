@@ -92,9 +92,9 @@ def pack(
         kv_indices: [pages of the batch or more] int32, written: page ids.
     """
     if seq_lens.is_cuda:
-        from . import sglang_pack_triton
+        from . import pack_triton
 
-        pack_here = sglang_pack_triton.pack
+        pack_here = pack_triton.pack
     else:
         pack_here = _pack_on_cpu
     pack_here(

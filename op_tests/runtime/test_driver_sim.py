@@ -62,7 +62,9 @@ def test_an_access_outside_of_a_calls_tensors_is_a_fault(tmp_path: Path) -> None
         shutil.copytree(paths.source_root() / folder, tmp_path / folder)
     kernel = tmp_path / "csrc" / "kernels" / "mla_reduce.h"
     text = kernel.read_text()
-    planted = text.replace("row = tile.first_row + r;", "row = tile.first_row + r + 1;")
+    planted = text.replace(
+        "row = tile.first_row + unit.row;", "row = tile.first_row + unit.row + 1;"
+    )
     assert planted != text
     kernel.write_text(planted)
     done = run("sim:gfx950", tmp_path)

@@ -142,10 +142,10 @@ def _clusters(compute_units: int | None, out: MlaPlan | None, device: torch.devi
 def _allocate(
     need: Bounds, nhead: int, head_dim_v: int, device: torch.device, workspace: HoldsPartials | None
 ) -> _Buffers:
-    # zeros: mla_reduce asks for the rows of a tile before it knows whether there is one
     ptrs, work_indptr, info, reduce_indptr, final_map, partial_map = (
-        torch.zeros(size, dtype=dtype, device=device) for size, dtype in sizes(need)
+        torch.empty(size, dtype=dtype, device=device) for size, dtype in sizes(need)
     )
+    final_map.zero_()  # mla_reduce asks for the rows of a tile before it knows if there is one
     if workspace is not None:
         output, lse = workspace.partials(need.partial_rows, nhead, head_dim_v)
     else:

@@ -92,35 +92,13 @@ def pack(
         kv_indices: [pages of the batch or more] int32, written: page ids.
     """
     if seq_lens.is_cuda:
-        from . import pack_triton
+        from .pack_triton import pack as pack_on_gpu
 
-        pack_here = pack_triton.pack
-    else:
-        pack_here = _pack_on_cpu
-    pack_here(
-        req_to_token,
-        req_pool_indices,
-        seq_lens,
-        more,
-        less,
-        page_size,
-        kv_indptr,
-        kv_last_page_lens,
-        kv_indices,
-    )
-
-
-def _pack_on_cpu(
-    req_to_token: Tensor,
-    req_pool_indices: Tensor,
-    seq_lens: Tensor,
-    more: int,
-    less: Tensor | None,
-    page_size: int,
-    kv_indptr: Tensor,
-    kv_last_page_lens: Tensor,
-    kv_indices: Tensor,
-) -> None:
+        pack_on_gpu(
+            req_to_token, req_pool_indices, seq_lens, more, less, page_size,
+            kv_indptr, kv_last_page_lens, kv_indices,
+        )  # fmt: skip
+        return
     lengths = seq_lens + more if less is None else seq_lens + more - less
     lengths = lengths.clamp(0, req_to_token.shape[1])
     pages = (lengths + page_size - 1) // page_size

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -69,17 +70,17 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         keys, values = zip(earlier, (key_states, value_states), strict=True)
         return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
+    @abstractmethod
     def write(self, rows: Tensor, keys: Tensor, values: Tensor) -> None:
         """Stores tokens at their slots."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Tokens of slots [batch, n] as the model gave them: [batch, heads, n, columns]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attend(self, module: nn.Module, query: Tensor, sm_scale: float | None) -> Tensor:
         """Attention of query [batch, nhead, q_len, dim] to the pages: [batch, q_len, nhead, v]."""
-        raise NotImplementedError
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns with the new ones, and the first."""

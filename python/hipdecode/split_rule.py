@@ -16,7 +16,6 @@ def cheapest_splits(
     keys: int,
     most: int,
     merge_each: int,
-    merge_start: int = 0,
     round_start: int = 0,
     at_once: Callable[[int], int] | None = None,
 ) -> int:
@@ -30,7 +29,6 @@ def cheapest_splits(
         keys: of a tile at most.
         most: pieces at most.
         merge_each: what writing and merging one more piece costs, in keys of the same rows.
-        merge_start: what merging costs besides, however many pieces.
         round_start: what a round of blocks costs besides its keys.
         at_once: tiles of so many pieces that run at the same time, where that is not what the
             compute units have room for.
@@ -44,7 +42,7 @@ def cheapest_splits(
         else:
             rounds = -(-tiles // at_once(splits))
         piece = -(-keys // (splits * MIN_PIECE)) * MIN_PIECE
-        merge = merge_start + merge_each * splits if splits > 1 else 0
+        merge = merge_each * splits if splits > 1 else 0
         return rounds * (round_start + piece + merge)
 
     return min(range(1, pieces + 1), key=cost)

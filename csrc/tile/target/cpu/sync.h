@@ -56,7 +56,6 @@ TILE_FN int32_t arrive(int32_t* counter, int32_t expected, Block) {
 /// Blocks of a launch cannot wait for each other here: there is nothing to run them all at once.
 TILE_FN void come(int32_t*, Block) {}
 TILE_FN void await_others(int32_t*, int32_t, Block) {}
-TILE_FN void meet(int32_t*, int32_t, Block) {}
 
 /// The collectives' parts: a block is one wave of one lane.
 TILE_FN int32_t lane() { return 0; }

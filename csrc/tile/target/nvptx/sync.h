@@ -48,7 +48,7 @@ TILE_FN T listed(const T* list, uint32_t index) {
   return list[index];
 }
 
-/// Whether blocks of a launch can wait for each other, see meet().
+/// Whether blocks of a launch can wait for each other, see await_others().
 inline constexpr bool kBlocksMeet = true;
 
 /// In a kernel with kWaits, before its first access to memory, by all threads: waits until earlier
@@ -93,11 +93,6 @@ TILE_FN void await_others(int32_t* counter, int32_t expected, Block block) {
   __syncthreads();
   // each counts itself out, behind everything else: the last one leaves the counter as it was
   if (threadIdx.x == blockDim.x - 1 && atomicAdd(counter, 1) == 2 * expected - 1) *counter = 0;
-}
-
-TILE_FN void meet(int32_t* counter, int32_t expected, Block block) {
-  come(counter, block);
-  await_others(counter, expected, block);
 }
 
 /// All threads of a block meet here; what they wrote before is visible to all after.

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The one timing function of the project, and the facts of the machine that go beside its numbers.
 
-Contenders run in interleaved rounds (A B C, B C A, ...), so that a neighbour on the same machine or
-a drifting clock reaches all of them alike; what is compared is the median of per-round ratios. A
-`Clock` says what a time is: of the host here, of a GPU in `device_clock`.
+Contenders run in interleaved rounds, each in an order of its own, so that a neighbour on the same
+machine or a drifting clock reaches all of them alike and none always finds the caches that another
+one left; what is compared is the median of per-round ratios. A `Clock` says what a time is: of the
+host here, of a GPU in `device_clock`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -151,9 +153,9 @@ def measure(
         least = min(rounds, min_rounds)
         turns = {name: max(least, min(rounds, int(share / took[name]))) for name in names}
     readings: dict[str, list[Callable[[], float]]] = {name: [] for name in names}
+    orders = random.Random(0)
     for turn in range(max(turns.values())):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+        for name in orders.sample(names, len(names)):
             if turn >= turns[name]:
                 continue
             thunk = contenders[name][turn % len(contenders[name])]

@@ -246,7 +246,8 @@ def test_measure_interleaves_and_cuts_rounds_to_the_budget() -> None:
     thunks = {name: [lambda name=name: order.append(name)] for name in "abc"}
     times = timing.measure(thunks, rounds=60, warmup=1)
     rounds = ["".join(order[at : at + 3]) for at in range(3, len(order), 3)]
-    assert len(rounds) == 60 and all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert len(rounds) == 60
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
     assert all(sum(pair in one for one in rounds) > 8 for pair in ("ab", "ba", "ac", "ca"))
     assert all(len(one.ms) == 60 for one in times.values())
     cut = timing.measure({"a": [lambda: sum(range(100_000))]}, rounds=10_000, budget_s=0.05)

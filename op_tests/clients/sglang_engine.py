@@ -8,6 +8,7 @@ which its wheel ships for tests of backends.
 from __future__ import annotations
 
 import itertools
+from contextlib import AbstractContextManager
 
 import torch
 import torchvision_stand_in  # noqa: F401
@@ -29,7 +30,7 @@ register()
 
 
 class Engine:
-    """A runner, its backend and one layer.
+    """A runner, its backend and its layers, of which most tests use the first.
 
     Args:
         device: where the pools lie.
@@ -39,7 +40,9 @@ class Engine:
         page_size: slots of a page.
         drafts: rows of a request in a verification, 0 for none.
         fp8: the cache holds e4m3.
-        k_scale: of the layer, None for none.
+        k_scale: of the first layer, None for none.
+        layers: of the model.
+        tokens: slots of the pools, by default as many as `batch` requests of `context` take.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class Engine:
         drafts: int = 0,
         fp8: bool = False,
         k_scale: float | None = None,
+        layers: int = 1,
+        tokens: int | None = None,
     ) -> None:
         self.device, self.page_size, self.drafts = device, page_size, drafts
         self.generator = torch.Generator().manual_seed(20261121 + nhead + page_size)
@@ -73,15 +78,34 @@ class Engine:
             fp8_kv_cache=fp8,
             **sizes,
         )
+        if layers > 1 or tokens is not None:
+            self.replace_pools(layers, tokens or self.runner.token_to_kv_pool.size)
         self.backend = ATTENTION_BACKENDS[NAME](self.runner)
-        self.layer = RadixAttention(
-            nhead, HEAD_DIM_QK, HEAD_DIM_QK**-0.5, 1, 0, v_head_dim=HEAD_DIM_V
-        )
+        self.layers = [
+            RadixAttention(nhead, HEAD_DIM_QK, HEAD_DIM_QK**-0.5, 1, i, v_head_dim=HEAD_DIM_V)
+            for i in range(layers)
+        ]
+        self.layer = self.layers[0]
         if k_scale is not None:
             self.layer.k_scale = torch.tensor(k_scale, device=device)
             self.layer.k_scale_float = k_scale
         self.cache: Tensor = self.runner.token_to_kv_pool.get_key_buffer(0)
         self.poison()
+
+    def replace_pools(self, layers: int, tokens: int) -> None:
+        """The kit's runner has one layer, and a pool as if every request were the longest."""
+        kept = self.runner.token_to_kv_pool
+        self.runner.token_to_kv_pool = type(kept)(
+            size=-(-tokens // self.page_size) * self.page_size,
+            page_size=self.page_size,
+            dtype=kept.dtype,
+            kv_lora_rank=HEAD_DIM_V,
+            qk_rope_head_dim=HEAD_DIM_QK - HEAD_DIM_V,
+            layer_num=layers,
+            device=self.device.type,
+            enable_memory_saver=False,
+        )
+        self.runner.init_kv_index_translator()
 
     def poison(self) -> None:
         """NaN in every slot: what no request owns must not be seen."""
@@ -142,9 +166,14 @@ class Engine:
             count, 1, HEAD_DIM_QK
         )
 
+    @staticmethod
+    def served_by(backend: object) -> AbstractContextManager[object]:
+        """Layers run on that backend of SGLang's registry."""
+        return forward_context(ForwardContext(attn_backend=backend))
+
     def attend(self, batch: ForwardBatch, q: Tensor, k: Tensor) -> Tensor:
         """What the model calls; the metadata must be there."""
-        with forward_context(ForwardContext(attn_backend=self.backend)):
+        with self.served_by(self.backend):
             return self.layer(q, k, k[..., :HEAD_DIM_V], batch)
 
     def check(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hipdecode.errors import BadArgument
-from hipdecode.integrations.transformers.layers import FP8_DTYPES, put, quantised
+from hipdecode.integrations.transformers.layers import FP8_DTYPES, fp8_limits, put, quantised
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,7 @@ class PagedLatentCache:
             None if kv_scales is None else torch.tensor([kv_scales[layer]], device=device)
             for layer in range(layers)
         ]
+        self._limits = fp8_limits(dtype, device)
         order = torch.randperm(batch * pages, generator=torch.Generator().manual_seed(seed))
         self._pages = order.to(torch.int32).view(batch, pages).to(device)
         self._page_size = page_size
@@ -149,7 +150,7 @@ class PagedLatentCache:
     def write(self, layer: int, latents: Tensor, step: Step) -> None:
         """Stores the new tokens' latents [batch * q_len, head_dim_qk] fp32 of one layer."""
         buffer = self.buffers[layer]
-        rows = quantised(latents, buffer.dtype, self.kv_scales[layer])
+        rows = quantised(latents, buffer.dtype, self.kv_scales[layer], self._limits)
         put(buffer.view(-1, buffer.shape[-1]), (step.slots,), rows)
 
     def calibrate(self, dtype: torch.dtype) -> list[float]:

@@ -80,7 +80,8 @@ def attention(
                 f"{name}: expected None with a PagedCache, got {kwargs[name]!r}; give this model "
                 "transformers' own cache"
             )
-    return cast(PagedLayer, layer).attend(module, query, scaling), None
+    with torch.no_grad():  # a decode has no backward
+        return cast(PagedLayer, layer).attend(module, query, scaling), None
 
 
 def install(model: Model) -> Model:

@@ -22,7 +22,11 @@ from hipdecode.integrations.transformers.layers import (
     GroupedLayer,
     LatentLayer,
     PagedLayer,
+    Slots,
+    fp8_limits,
 )
+from hipdecode.integrations.vllm.step import PageLists
+from hipdecode.plan import MlaPlan, plan_mla_decode
 from hipdecode.support import MAX_Q_LEN
 
 Decode = Callable[..., Tensor]
@@ -37,12 +41,10 @@ class Step:
         q_len: new tokens of each request, padding included.
         seen: columns before them, as the host counts.
         decodes: the pages are read; else these are the first tokens, or too many for a decode.
-        rows: [batch * q_len] int64, token slots that they are written to.
-        columns: [batch, seen] int64, token slots of all columns before them; None in a decode.
-        qo_indptr: [batch + 1] int32, query rows of each request.
-        kv_indptr: [batch + 1] int32, pages of each request.
-        kv_indices: [batch * pages] int32, their ids; the tail is not used.
-        kv_last_page_lens: [batch] int32, tokens in each last page.
+        slots: where they are written to, [batch * q_len].
+        earlier: slots of all columns before them, [batch, seen]; None where the step decodes.
+        lists: qo_indptr, kv_indptr, kv_indices and kv_last_page_lens of `mla_decode`; None where
+            no latents are decoded.
         kv_len: average context to route for; None where the host cannot know it.
         lengths: [batch] int32, tokens of each request, the new ones included.
     """
@@ -50,12 +52,9 @@ class Step:
     q_len: int
     seen: int
     decodes: bool
-    rows: Tensor
-    columns: Tensor | None
-    qo_indptr: Tensor
-    kv_indptr: Tensor
-    kv_indices: Tensor
-    kv_last_page_lens: Tensor
+    slots: Slots
+    earlier: Slots | None
+    lists: tuple[Tensor, Tensor, Tensor, Tensor] | None
     kv_len: int | None
     lengths: Tensor
 
@@ -74,7 +73,9 @@ class PagedCache(Cache):
         device: where they lie.
         pages: [batch, pages] int32, page ids in the order of each request's tokens.
         lengths: [batch] int32, tokens of each request so far.
-        kv_scales: per layer, one [1] fp32 (latents) or two (keys, values) that dequantise; or None.
+        kv_scales: per layer, two [1] fp32 that dequantise (latents: the first alone; keys, values);
+            None where they are 1.
+        limits: what pages of fp8 may hold, two fp32 scalars; None for other dtypes.
         decode: what decodes latents, `hipdecode.mla_decode` or something that stands in for it.
         step: the last forward pass's, None before the first.
         paged_layers: the layers.
@@ -125,13 +126,19 @@ class PagedCache(Cache):
         order = torch.arange(batch * pages, dtype=torch.int32, device=device)
         self.pages = order.view(batch, pages)
         self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
+        self._columns = torch.arange(capacity, device=device)
+        self._requests = torch.arange(batch + 1, dtype=torch.int32, device=device)
+        self._lists = PageLists(batch, pages, page_size, self.device) if self.latent else None
         self.decode: Decode = mla_decode if decode is None else decode  # type: ignore[assignment]
         self.step: Step | None = None
+        self._planned: Step | None = None
+        self._plans: dict[int, MlaPlan] = {}
         self.counts = True
         self.kv_len: int | None = None
         self.kv_scales = _scales(kv_scales, layers, dtype, self.device)
+        self.limits = fp8_limits(dtype, self.device)
         kind = LatentLayer if self.latent else GroupedLayer
-        self.paged_layers: list[PagedLayer] = [kind(self) for _ in range(layers)]
+        self.paged_layers: list[PagedLayer] = [kind(self, layer) for layer in range(layers)]
         super().__init__(layers=list(self.paged_layers))
 
     def begin(self, q_len: int, attention_mask: Tensor | None = None) -> Step:
@@ -147,36 +154,50 @@ class PagedCache(Cache):
         """
         seen = self.get_seq_length()
         _check_step(self, seen, q_len, attention_mask)
-        before = self.lengths.clone()
-        if attention_mask is None:
-            new = torch.ones((self.batch, q_len), dtype=torch.bool, device=self.device)
-        else:
-            new = attention_mask[:, -q_len:].to(self.device, torch.bool)
-        counts = new.cumsum(1, dtype=torch.int32)
-        self.lengths.add_(counts[:, -1])
-        used = (self.lengths + (self.page_size - 1)) // self.page_size
         decodes = q_len == 1 or (seen > 0 and q_len <= MAX_Q_LEN)
-        nowhere = self.pages.numel() * self.page_size
-        at = self._slots(before[:, None] + counts - 1).masked_fill(~new, nowhere)
-        columns = None
+        earlier = None
         if seen and not decodes:
-            shift = seen - before[:, None]
-            columns = self._slots(torch.arange(seen, device=self.device) - shift)
-        kv_indptr, kv_indices = self._tables(used)
+            padding = seen - self.lengths[:, None]
+            earlier = self._slots((self._columns[:seen] - padding).clamp(min=0))
+        slots = self._extend(q_len, attention_mask)
+        lists = None
+        if self._lists is not None and decodes:
+            rows = self._requests if q_len == 1 else self._requests * q_len
+            lists = rows, *self._lists.fill(self.pages, self.lengths, self.capacity)
         self.step = Step(
             q_len=q_len,
             seen=seen,
             decodes=decodes,
-            rows=at.flatten(),
-            columns=columns,
-            qo_indptr=torch.arange(self.batch + 1, dtype=torch.int32, device=self.device) * q_len,
-            kv_indptr=kv_indptr,
-            kv_indices=kv_indices,
-            kv_last_page_lens=self.lengths - (used - 1).clamp(min=0) * self.page_size,
+            slots=slots,
+            earlier=earlier,
+            lists=lists,
             kv_len=seen + q_len if self.counts else self.kv_len,
             lengths=self.lengths,
         )
         return self.step
+
+    def any_length(self, nhead: int) -> dict[str, object]:
+        """Options of `mla_decode` where nobody knows the context: in a graph, before its capture.
+
+        The persistent route follows its plan at any; all layers of a step share one.
+        """
+        assert self.step is not None
+        assert self.step.lists is not None
+        if self._planned is not self.step:
+            qo_indptr, kv_indptr, _, kv_last_page_lens = self.step.lists
+            q_len = self.step.q_len
+            self._plans[q_len] = plan_mla_decode(
+                qo_indptr,
+                kv_indptr,
+                nhead=nhead,
+                max_seqlen_q=q_len,
+                page_size=self.page_size,
+                kv_last_page_lens=kv_last_page_lens,
+                head_dim_v=self.latent,
+                out=self._plans.get(q_len),
+            )
+            self._planned = self.step
+        return {"route": "persistent", "plan": self._plans[self.step.q_len]}
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forgets the newest -tokens_to_remove tokens of every request (0 or less).
@@ -199,12 +220,12 @@ class PagedCache(Cache):
             headroom: how much larger than the largest value here another text's may be. fp8 loses
                 nothing by it.
         """
-        columns = torch.arange(int(self.lengths.max()), device=self.device)
-        rows = self._slots(torch.minimum(columns, (self.lengths - 1)[:, None]))
+        columns = self._columns[: int(self.lengths.max())]
+        slots = self._slots(torch.minimum(columns, (self.lengths - 1).clamp(min=0)[:, None]))
         factor = headroom / torch.finfo(dtype).max
         scales = []
         for layer in self.paged_layers:
-            found = layer.read(rows, torch.float32)
+            found = layer.read(slots, torch.float32)
             first, second = (max(part.abs().max().item(), 1e-6) * factor for part in found)
             # a latent and its rotary part lie in one row
             scales.append((max(first, second),) * 2 if self.latent else (first, second))
@@ -221,20 +242,25 @@ class PagedCache(Cache):
         """Requests."""
         return self.batch
 
-    def _slots(self, positions: Tensor) -> Tensor:
-        """Token slots of positions [batch, n] of each request; those below 0 are as 0."""
-        positions = positions.clamp(min=0).long()
-        pages = self.pages.gather(1, positions // self.page_size)
-        return pages.long() * self.page_size + positions % self.page_size
+    def _extend(self, q_len: int, attention_mask: Tensor | None) -> Slots:
+        """Lengthens the requests; slots of the new columns, padding on a page that none has."""
+        if attention_mask is None:
+            positions = self.lengths[:, None] + self._columns[:q_len]
+            self.lengths.add_(q_len)
+            pages, places = self._slots(positions)
+        else:
+            new = attention_mask[:, -q_len:].to(self.device, torch.bool)
+            counts = new.cumsum(1)
+            positions = self.lengths[:, None] + counts - 1
+            self.lengths.add_(counts[:, -1])
+            pages, places = self._slots(positions.clamp(min=0))
+            pages.masked_fill_(~new, self.pages.numel())
+        return pages.flatten(), places.flatten()
 
-    def _tables(self, used: Tensor) -> tuple[Tensor, Tensor]:
-        """kv_indptr and kv_indices of requests with `used` pages each."""
-        kv_indptr = torch.zeros(self.batch + 1, dtype=torch.int32, device=self.device)
-        torch.cumsum(used, 0, out=kv_indptr[1:])
-        entry = torch.arange(self.pages.numel(), dtype=torch.int32, device=self.device)
-        request = torch.searchsorted(kv_indptr[1:], entry, right=True).clamp(max=self.batch - 1)
-        page = (entry - kv_indptr[request]).clamp(max=self.pages.shape[1] - 1)
-        return kv_indptr, self.pages[request, page]
+    def _slots(self, positions: Tensor) -> Slots:
+        """Slots of positions [batch, n] int64 of each request."""
+        pages = self.pages.gather(1, positions // self.page_size)
+        return pages.long(), positions % self.page_size
 
 
 def _scales(
@@ -243,11 +269,10 @@ def _scales(
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[tuple[Tensor, Tensor]] | None:
-    if dtype not in FP8_DTYPES:
-        if given is not None:
-            raise BadArgument(f"kv_scales: expected None beside {dtype}, got some; leave them out")
+    if given is None:
         return None
-    given = [1.0] * layers if given is None else given
+    if dtype not in FP8_DTYPES:
+        raise BadArgument(f"kv_scales: expected None beside {dtype}, got some; leave them out")
     pairs = [pair if isinstance(pair, tuple) else (pair, pair) for pair in given]
     if len(pairs) != layers or not all(value > 0 for pair in pairs for value in pair):
         raise BadArgument(f"kv_scales: expected {layers} numbers above 0, got {list(given)}")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from hipdecode.integrations.transformers.cache import PagedCache, Step
 
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
-_ANY_LENGTH = {"route": "persistent"}
-"""Where nobody knows the context: it follows its plan at any, in a graph and before its capture."""
+Slots = tuple[Tensor, Tensor]
+"""Of tokens: ids of their pages, and their places in them; int64."""
 LAYER = "hipdecode_layer"
 """Attribute of the keys that `update` returns where the attention is to read the pages instead."""
 
@@ -31,10 +31,11 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_croppable = True
     supports_early_init = False
 
-    def __init__(self, cache: PagedCache) -> None:
-        """A layer of `cache`, without memory yet."""
+    def __init__(self, cache: PagedCache, index: int) -> None:
+        """Layer `index` of `cache`, without memory yet."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.cache = cache
+        self._index = index
         self.seen = 0
         self.batch_size = cache.batch
 
@@ -58,24 +59,25 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.is_initialized = True
-        self.write(step.rows, key_states, value_states)
+        with torch.no_grad():  # the pages hold numbers, no history
+            self.write(step.slots, key_states, value_states)
         self.seen += q_len
         if step.decodes:
             marked = key_states.view_as(key_states)
             setattr(marked, LAYER, self)
             return marked, value_states
-        if step.columns is None:
+        if step.earlier is None:
             return key_states, value_states
-        earlier = self.read(step.columns, key_states.dtype)
+        earlier = self.read(step.earlier, key_states.dtype)
         keys, values = zip(earlier, (key_states, value_states), strict=True)
         return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
     @abstractmethod
-    def write(self, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+    def write(self, slots: Slots, keys: Tensor, values: Tensor) -> None:
         """Stores tokens at their slots."""
 
     @abstractmethod
-    def read(self, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def read(self, slots: Slots, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Tokens of slots [batch, n] as the model gave them: [batch, heads, n, columns]."""
 
     @abstractmethod
@@ -129,7 +131,11 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def scale(self, index: int = 0) -> Tensor | None:
         """[1] fp32 that dequantises the layer's cache (0: latents or keys, 1: values)."""
         scales = self.cache.kv_scales
-        return None if scales is None else scales[self.cache.paged_layers.index(self)][index]
+        return None if scales is None else scales[self._index][index]
+
+    def put(self, pool: Tensor, slots: Slots, values: Tensor, scale: Tensor | None) -> None:
+        """Writes values [rows, ...] in the dtype of a pool [pages, page_size, ...]."""
+        put(pool, slots, quantised(values, pool.dtype, scale, self.cache.limits))
 
 
 class LatentLayer(PagedLayer):  # type: ignore[no-untyped-call]
@@ -152,22 +158,22 @@ class LatentLayer(PagedLayer):  # type: ignore[no-untyped-call]
         shape = (cache.pages.numel() + 1, cache.page_size, 1, dims[0])
         self.pool = torch.empty(shape, dtype=cache.dtype, device=cache.device)
 
-    def write(self, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+    def write(self, slots: Slots, keys: Tensor, values: Tensor) -> None:
         """Stores latents [batch, 1, q_len, 512] and ropes [batch, 1, q_len, 64]."""
         latents = torch.cat((keys, values), dim=-1).flatten(0, 2)
-        flat = self.pool.view(-1, self.pool.shape[-1])
-        put(flat, (rows,), quantised(latents, self.pool.dtype, self.scale()))
+        self.put(self.pool[:, :, 0], slots, latents, self.scale())
 
-    def read(self, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def read(self, slots: Slots, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Latents and ropes of slots [batch, n]."""
-        flat = self.pool.view(-1, self.pool.shape[-1])
-        found = dequantised(flat[rows], dtype, self.scale())[:, None]
+        found = dequantised(self.pool[:, :, 0][slots], dtype, self.scale())[:, None]
         width = self.cache.latent
         return found[..., :width], found[..., width:]
 
     def attend(self, module: nn.Module, query: Tensor, sm_scale: float | None) -> Tensor:
         """W_UK into the query, attention to the latents, W_UV after it."""
         step = cast("Step", self.cache.step)
+        assert step.lists is not None  # it decodes latents
+        *lists, kv_last_page_lens = step.lists
         w_uk, w_uv = up_projections(module, query.shape[1])
         nope, rope = query[..., : w_uk.shape[1]], query[..., w_uk.shape[1] :]
         absorbed = torch.einsum("bhqn,hnl->bqhl", nope, w_uk)
@@ -175,18 +181,19 @@ class LatentLayer(PagedLayer):  # type: ignore[no-untyped-call]
         out = self.cache.decode(
             rows.to(self.cache.q_dtype),
             self.pool,
-            step.qo_indptr,
-            step.kv_indptr,
-            step.kv_indices,
+            *lists,
             max_seqlen_q=step.q_len,
-            kv_last_page_lens=step.kv_last_page_lens,
+            kv_last_page_lens=kv_last_page_lens,
             sm_scale=sm_scale,
             kv_scale=self.scale(),
             kv_len=step.kv_len,
-            **_ANY_LENGTH if step.kv_len is None else {},
+            **self.cache.any_length(query.shape[1]) if step.kv_len is None else {},
         )
-        values = torch.einsum("rhl,hvl->rhv", out.to(w_uv.dtype), w_uv)
-        return values.reshape(-1, step.q_len, *values.shape[1:])
+        out = out.to(w_uv.dtype)
+        values = out.new_empty((*out.shape[:2], w_uv.shape[1]))
+        # into the order that the layer goes on with: einsum's, heads first, would be copied to it
+        torch.bmm(out.transpose(0, 1), w_uv.mT, out=values.transpose(0, 1))
+        return values.view(-1, step.q_len, *values.shape[1:])
 
 
 class GroupedLayer(PagedLayer):  # type: ignore[no-untyped-call]
@@ -218,22 +225,17 @@ class GroupedLayer(PagedLayer):  # type: ignore[no-untyped-call]
             (blocks, heads, head_dim, cache.page_size), dtype=cache.dtype, device=cache.device
         )
 
-    def write(self, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+    def write(self, slots: Slots, keys: Tensor, values: Tensor) -> None:
         """Stores keys and values [batch, nhead_kv, q_len, head_dim]."""
-        size, x = self.cache.page_size, self.key_pool.shape[-1]
-        at, within = rows // size, rows % size
         keys, values = (part.transpose(1, 2).flatten(0, 1) for part in (keys, values))
-        keys = quantised(keys, self.key_pool.dtype, self.scale(0)).view(*keys.shape[:2], -1, x)
-        put(self.key_pool.movedim(3, 1), (at, within), keys)
-        values = quantised(values, self.value_pool.dtype, self.scale(1))
-        put(self.value_pool.movedim(3, 1), (at, within), values)
+        chunks = keys.view(*keys.shape[:2], -1, self.key_pool.shape[-1])
+        self.put(self.key_pool.movedim(3, 1), slots, chunks, self.scale(0))
+        self.put(self.value_pool.movedim(3, 1), slots, values, self.scale(1))
 
-    def read(self, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def read(self, slots: Slots, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of slots [batch, n]."""
-        size = self.cache.page_size
-        at, within = rows // size, rows % size
-        keys = self.key_pool.movedim(3, 1)[at, within].flatten(3)
-        values = self.value_pool.movedim(3, 1)[at, within]
+        keys = self.key_pool.movedim(3, 1)[slots].flatten(3)
+        values = self.value_pool.movedim(3, 1)[slots]
         return (
             dequantised(keys, dtype, self.scale(0)).transpose(1, 2),
             dequantised(values, dtype, self.scale(1)).transpose(1, 2),
@@ -266,13 +268,28 @@ def up_projections(module: nn.Module, nhead: int) -> tuple[Tensor, Tensor]:
     return up[:, :nope], up[:, nope:]
 
 
-def quantised(values: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
-    """Values in the dtype of a pool; fp8 saturates, since torch would make NaN of what is large."""
+def fp8_limits(dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, Tensor] | None:
+    """The least and the largest number of a kind of fp8, on the device; None for other dtypes."""
     if dtype not in FP8_DTYPES:
-        return values.to(dtype)
-    values = values.float() if scale is None else values.float() / scale
+        return None
     limit = torch.finfo(dtype).max
-    return values.clamp(-limit, limit).to(dtype)
+    return torch.tensor(-limit, device=device), torch.tensor(limit, device=device)
+
+
+def quantised(
+    values: Tensor,
+    dtype: torch.dtype,
+    scale: Tensor | None,
+    limits: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Values in the dtype of a pool; fp8 saturates, since torch would make NaN of what is large.
+
+    Limits on the device let one kernel saturate and convert: with numbers torch takes two.
+    """
+    if limits is None:
+        return values.to(dtype)
+    found = torch.empty(values.shape, dtype=dtype, device=values.device)
+    return torch.clamp(values if scale is None else values / scale, *limits, out=found)
 
 
 def dequantised(values: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
@@ -280,11 +297,11 @@ def dequantised(values: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Ten
     return values.to(dtype) if scale is None else (values.float() * scale).to(dtype)
 
 
-def put(pool: Tensor, at: tuple[Tensor, ...], values: Tensor) -> None:
-    """pool[at] = values; fp8 as bytes, since torch has no indexed copy of it."""
+def put(pool: Tensor, slots: tuple[Tensor, ...], values: Tensor) -> None:
+    """pool[slots] = values; fp8 as bytes, since torch has no indexed copy of it."""
     if pool.dtype in FP8_DTYPES:
         pool, values = pool.view(torch.uint8), values.view(torch.uint8)
-    pool.index_put_(at, values)
+    pool.index_put_(slots, values)
 
 
 def _refused(what: str, value: object) -> BadArgument:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,15 +13,13 @@ from torch import Tensor
 from hipdecode.paged import PagedOptions, paged_attention
 from hipdecode.paged_route import MAX_SPLITS, PagedKey, PagedShape, route_paged_attention
 from hipdecode.split_rule import MIN_PIECE
-from hipdecode.testing.bench_report import Checked
 from hipdecode.testing.paged_peers import PagedStep
-from hipdecode.testing.tune_run import Call, How, race
+from hipdecode.testing.tune_run import Call, How, race_steps
 from hipdecode.tuning import Choice, Measurement, Point
 
 POOL_TOKENS = 524288
 """Of a kv head: more than any cache holds; longer steps read some blocks twice."""
 _BLOCK = 16
-_COPIES = 4
 _MOST_BLOCKS = 2
 """Splits to try beside the rule: powers of two that give a compute unit at most so many blocks."""
 _SPLIT_POWERS = 7
@@ -72,22 +71,11 @@ class PagedPoints:
 
     def measure(self, point: Point[PagedKey], budget_s: float) -> Measurement[PagedKey]:
         """See `tune_run.measure`; blocks lie all over a pool that no cache holds."""
-        where = self.how.target
-        on_device = self.how.clock.name == "device"
-        if on_device and budget_s <= 0:
-            return Measurement(point, {}, 0)
-        steps = [self.step(point, seed) for seed in range(1 if on_device else _COPIES)]
-        want = steps[0].want()
-
-        def check(call: Call) -> Checked:
-            steps[0].out.fill_(float("nan"))
-            return steps[0].check(call(), want, where.name)
-
-        calls = {
-            choice: [_call(step, choice) for step in steps]
-            for choice in choices(point, where.family)
-        }
-        return race(point, calls, check, self.how, budget_s)
+        tried = choices(point, self.how.target.family)
+        return race_steps(
+            point, self.how, budget_s, partial(self.step, point),
+            lambda step: {choice: _call(step, choice) for choice in tried},
+        )  # fmt: skip
 
     def step(self, point: Point[PagedKey], seed: int) -> PagedStep:
         """A step of the point's shape over the pool."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,10 +26,30 @@ from hipdecode.testing.bench_case import DecodeCase
 from hipdecode.testing.bench_report import Checked, Oracle
 from hipdecode.testing.device_clock import WARMUP
 from hipdecode.testing.peers import Hipdecode
+from hipdecode.testing.reference import Attention
 from hipdecode.tuning import HK, PERSISTENT, Choice, Measurement, Point, Trial, other
 
 Call = Callable[[], Tensor]
 
+
+class Step(Protocol):
+    """One decode step over a pool of keys, as `race_steps` knows it."""
+
+    @property
+    def out(self) -> Tensor:
+        """Written by every contender."""
+
+    def want(self) -> Attention:
+        """The oracle's answer for a part of it."""
+
+    def check(self, out: Tensor, want: Attention, target: str) -> Checked:
+        """Holds a result against what `want` has said."""
+
+
+S = TypeVar("S", bound=Step)
+
+_COPIES = 4
+"""Of a step where the clock clears no caches: a call finds the keys of others there."""
 _MIN_ROUNDS = 5
 _QUIET_SHARE = 0.02
 """Of a round's time: threads waited less than this for a CPU."""
@@ -154,6 +175,37 @@ def measure(point: Point[TableKey], how: How, budget_s: float) -> Measurement[Ta
     }
     calls = {choice: [ours.prepare(case)] for choice, ours in forced.items()}
     return race(point, calls, lambda call: oracle.check(call(), where.name), how, budget_s)
+
+
+def race_steps(
+    point: Point[K],
+    how: How,
+    budget_s: float,
+    draw: Callable[[int], S],
+    calls: Callable[[S], Mapping[Choice, Call]],
+) -> Measurement[K]:
+    """Check and time the choices of a point on steps over a pool that no cache holds.
+
+    Args:
+        point: the shape.
+        how: see How.
+        budget_s: see `measure`.
+        draw: a step of that shape from a seed.
+        calls: what to time of a step.
+    """
+    on_device = how.clock.name == "device"
+    if on_device and budget_s <= 0:
+        return Measurement(point, {}, 0)
+    steps = [draw(seed) for seed in range(1 if on_device else _COPIES)]
+    first, want = steps[0], steps[0].want()
+
+    def check(call: Call) -> Checked:
+        first.out.fill_(float("nan"))
+        return first.check(call(), want, how.target.name)
+
+    copies = [calls(step) for step in steps]
+    turns = {choice: [each[choice] for each in copies] for choice in copies[0]}
+    return race(point, turns, check, how, budget_s)
 
 
 def race(

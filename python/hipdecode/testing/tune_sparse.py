@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
-from hipdecode import target
 from hipdecode.sparse_cache import FORMATS
 from hipdecode.sparse_route import (
     GROUP_ROWS,
@@ -19,14 +19,12 @@ from hipdecode.sparse_route import (
     splits_by_rule,
 )
 from hipdecode.split_rule import MIN_PIECE
-from hipdecode.testing.bench_report import Checked
 from hipdecode.testing.sparse_peers import SparseStep, ours
-from hipdecode.testing.tune_run import Call, How, race
+from hipdecode.testing.tune_run import How, race_steps
 from hipdecode.tuning import RULE, Choice, Measurement, Point
 
 POOL_TOKENS = 131072
 """More than any cache holds, with every format."""
-_COPIES = 4
 _SPLIT_POWERS = 7
 _MOST_BLOCKS = 4
 """Splits to try beside the rule: powers of two that give a compute unit at most so many blocks."""
@@ -71,31 +69,19 @@ class SparsePoints:
 
     def measure(self, point: Point[SparseKey], budget_s: float) -> Measurement[SparseKey]:
         """See `tune_run.measure`; slots lie all over a pool that no cache holds."""
-        key, where = point.key, self.how.target
-        on_device = self.how.clock.name == "device"
-        if on_device and budget_s <= 0:
-            return Measurement(point, {}, 0)
-        cache = self._pool(key.format, where)
-        steps = [
-            SparseStep.draw(
-                cache, tokens=point.batch, nhead=key.nhead, topk=point.kv_len,
-                sink=key.format == "v4", seed=seed,
+        tried = choices(point, self.how.target.family)
+        return race_steps(
+            point, self.how, budget_s, partial(self._step, point),
+            lambda step: {choice: ours(step, splits) for choice, splits in tried.items()},
+        )  # fmt: skip
+
+    def _step(self, point: Point[SparseKey], seed: int) -> SparseStep:
+        key = point.key
+        if key.format not in self._pools:
+            self._pools[key.format] = SparseStep.pool(
+                FORMATS[key.format], POOL_TOKENS, self.how.target.device_type
             )
-            for seed in range(1 if on_device else _COPIES)
-        ]  # fmt: skip
-        want = steps[0].want()
-
-        def check(call: Call) -> Checked:
-            steps[0].out.fill_(float("nan"))
-            return steps[0].check(call(), want, where.name)
-
-        calls = {
-            choice: [ours(step, splits) for step in steps]
-            for choice, splits in choices(point, where.family).items()
-        }
-        return race(point, calls, check, self.how, budget_s)
-
-    def _pool(self, name: str, where: target.Target) -> Tensor:
-        if name not in self._pools:
-            self._pools[name] = SparseStep.pool(FORMATS[name], POOL_TOKENS, where.device_type)
-        return self._pools[name]
+        return SparseStep.draw(
+            self._pools[key.format], tokens=point.batch, nhead=key.nhead, topk=point.kv_len,
+            sink=key.format == "v4", seed=seed,
+        )  # fmt: skip

@@ -8,17 +8,20 @@ kv_indices hold -1 or stale ids. A kernel that looks there fails every compariso
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
 from torch import Tensor
 
 from hipdecode import registry
 from hipdecode import target as targets
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -120,17 +123,22 @@ class Case:
         parts.append("q" + _lengths(self.q_lens))
         parts.append("kv" + _lengths(self.kv_lens))
         shown = {"nhead", "q_lens", "kv_lens", "q_dtype", "kv_dtype"}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name not in shown and value != field.default:
-                parts.append(f"{field.name}={value}".replace(" ", ""))
-        return "-".join(parts)
+        return "-".join((*parts, *unusual_fields(self, shown)))
 
     @property
     def out_dtype(self) -> torch.dtype:
         """The dtype of o: that of q, bf16 for fp8."""
         dtype = DTYPES[self.q_dtype]
         return torch.bfloat16 if dtype.itemsize == 1 else dtype
+
+
+def unusual_fields(case: DataclassInstance, shown: Container[str]) -> Iterator[str]:
+    """Fields of a case that have not their default, for its test id; without those `shown`."""
+    for field in dataclasses.fields(case):
+        value = getattr(case, field.name)
+        if field.name not in shown and value != field.default:
+            text = "many" if isinstance(value, tuple) and len(value) > 6 else value
+            yield f"{field.name}={text}".replace(" ", "").replace("fp8_e4m3", "")
 
 
 def _lengths(values: tuple[int, ...]) -> str:

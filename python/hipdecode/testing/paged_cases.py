@@ -17,7 +17,7 @@ from torch import Tensor
 from hipdecode import target as targets
 from hipdecode.paged import PagedOptions, paged_attention
 from hipdecode.testing import compare, paged_reference
-from hipdecode.testing.cases import DTYPES, one_thread
+from hipdecode.testing.cases import DTYPES, one_thread, unusual_fields
 from hipdecode.testing.reference import Attention
 
 _FP8_MAX = {"fp8_e4m3fn": 448.0, "fp8_e4m3fnuz": 240.0}
@@ -78,13 +78,8 @@ class PagedCase:
 
     def __str__(self) -> str:
         """A readable test id: whatever is not the default."""
-        parts = [f"gqa{self.gqa}", f"mtp{self.mtp}"]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("gqa", "mtp") and value != field.default:
-                text = "many" if isinstance(value, tuple) and len(value) > 6 else value
-                parts.append(f"{field.name}={text}".replace(" ", "").replace("fp8_e4m3", ""))
-        return "-".join(parts)
+        unusual = unusual_fields(self, ("gqa", "mtp"))
+        return "-".join((f"gqa{self.gqa}", f"mtp{self.mtp}", *unusual))
 
     @property
     def x(self) -> int:

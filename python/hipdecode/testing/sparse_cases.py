@@ -18,7 +18,7 @@ import hipdecode
 from hipdecode import target as targets
 from hipdecode.sparse_cache import FORMATS, CacheFormat
 from hipdecode.testing import compare, sparse_reference
-from hipdecode.testing.cases import DTYPES, one_thread
+from hipdecode.testing.cases import DTYPES, one_thread, unusual_fields
 from hipdecode.testing.reference import Attention
 
 _POISON = 0xFF
@@ -86,13 +86,8 @@ class SparseCase:
 
     def __str__(self) -> str:
         """A readable test id: format, heads and whatever is not the default."""
-        parts = [self.form, f"nh{self.nhead}"]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("form", "nhead") and value != field.default:
-                text = "ragged" if isinstance(value, tuple) and len(value) > 6 else value
-                parts.append(f"{field.name}={text}".replace(" ", "").replace("fp8_e4m3", ""))
-        return "-".join(parts)
+        unusual = unusual_fields(self, ("form", "nhead"))
+        return "-".join((self.form, f"nh{self.nhead}", *unusual))
 
     @property
     def layout_of(self) -> CacheFormat:

@@ -15,13 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import hipdecode
 from hipdecode import settings
 from hipdecode.errors import NotWarmed
 from hipdecode.testing import cases, compare
-from hipdecode.testing.calls import captured
+from hipdecode.testing.calls import assert_alone_or_at_once, bits, captured
 from hipdecode.testing.cases import Case
 from hipdecode.workspace import default_workspace
 
@@ -108,10 +107,6 @@ def variants(case: Case, count: int) -> list[Case]:
     return drawn
 
 
-def bits(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.contiguous().view(torch.uint8).clone() for tensor in tensors]
-
-
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("nhead", [16, 128])
 @pytest.mark.parametrize("dtypes", DTYPES, ids="-".join)
@@ -155,18 +150,8 @@ def test_two_streams_decode_at_once_in_their_own_workspaces(
         buffers = Buffers(case, device)
         buffers.fill(case)
         call = step(buffers, route, hipdecode.Workspace(device))
-        call()
-        torch.cuda.synchronize()
-        both.append((buffers, call, bits(buffers.out, buffers.lse), torch.cuda.Stream()))
-        buffers.out.zero_()
-    torch.cuda.synchronize()
-    for _ in range(50):
-        for _, call, _, stream in both:
-            with torch.cuda.stream(stream):
-                call()
-    torch.cuda.synchronize()
-    for buffers, _, alone, _ in both:
-        assert all(map(torch.equal, bits(buffers.out, buffers.lse), alone))
+        both.append((call, buffers.out, buffers.lse))
+    assert_alone_or_at_once(both)
 
 
 @pytest.mark.gpu

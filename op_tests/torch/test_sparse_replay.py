@@ -19,7 +19,7 @@ from torch import Tensor
 import hipdecode
 from hipdecode.integrations import vllm
 from hipdecode.testing.asynchrony import assert_asynchronous
-from hipdecode.testing.calls import captured
+from hipdecode.testing.calls import assert_alone_or_at_once, bits, captured
 from hipdecode.testing.recorder import Recorder
 from hipdecode.testing.sparse_cases import SparseBuffers, SparseCase, assert_sparse_matches
 
@@ -56,10 +56,6 @@ def step(buffers: SparseBuffers, splits: int | None, workspace: hipdecode.Worksp
     return lambda: hipdecode.sparse_mla_decode(**buffers.inputs, **options, workspace=workspace)
 
 
-def bits(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.contiguous().view(torch.uint8).clone() for tensor in tensors]
-
-
 @pytest.mark.parametrize("splits", [None, 1, 3])
 @pytest.mark.parametrize("layout", ["ragged", "lengths", "table"])
 @pytest.mark.parametrize("form", ["v32", "v4"])
@@ -94,18 +90,8 @@ def test_two_streams_decode_at_once_in_their_own_workspaces(
     for case in variants(largest("v4", "lengths", 128), 2):
         buffers = SparseBuffers(case, target, device)
         call = step(buffers, splits, hipdecode.Workspace(device))
-        call()
-        torch.cuda.synchronize()
-        both.append((buffers, call, bits(buffers.out, buffers.lse), torch.cuda.Stream()))
-        buffers.out.zero_()
-    torch.cuda.synchronize()
-    for _ in range(50):
-        for _, call, _, stream in both:
-            with torch.cuda.stream(stream):
-                call()
-    torch.cuda.synchronize()
-    for buffers, _, alone, _ in both:
-        assert all(map(torch.equal, bits(buffers.out, buffers.lse), alone))
+        both.append((call, buffers.out, buffers.lse))
+    assert_alone_or_at_once(both)
 
 
 @pytest.mark.gpu

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,37 @@ def captured(call: Callable[[], object], device: torch.device) -> Callable[[], o
     with torch.cuda.graph(graph):
         call()
     return graph.replay
+
+
+def bits(*tensors: Tensor) -> list[Tensor]:
+    """Copies to compare bit for bit, NaN included."""
+    return [tensor.contiguous().view(torch.uint8).clone() for tensor in tensors]
+
+
+def assert_alone_or_at_once(calls: Sequence[tuple[Callable[[], object], Tensor, Tensor]]) -> None:
+    """Run calls on a CUDA stream each, many times in turns, and compare with each run alone.
+
+    Args:
+        calls: a call, and the output and log-sum-exp that it writes.
+
+    Raises:
+        AssertionError: the bits of a result depend on what the other streams did.
+    """
+    alone = []
+    for call, out, lse in calls:
+        call()
+        torch.cuda.synchronize()
+        alone.append(bits(out, lse))
+        out.zero_()
+    streams = [torch.cuda.Stream() for _ in calls]  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    for _ in range(50):
+        for (call, *_), stream in zip(calls, streams, strict=True):
+            with torch.cuda.stream(stream):
+                call()
+    torch.cuda.synchronize()
+    for (_, out, lse), wanted in zip(calls, alone, strict=True):
+        assert all(map(torch.equal, bits(out, lse), wanted))
 
 
 @dataclass(frozen=True, slots=True)

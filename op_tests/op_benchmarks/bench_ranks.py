@@ -21,7 +21,6 @@ from typing import Any
 import click
 import torch
 import torch.distributed as dist
-from rich.table import Table
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
@@ -30,7 +29,7 @@ import hipdecode
 from hipdecode import target
 from hipdecode.testing import compare, device_clock, reference, timing
 from hipdecode.testing.bench_case import DecodeCase
-from hipdecode.testing.bench_report import IntList, ShapeList, console, write_csv
+from hipdecode.testing.bench_report import IntList, ShapeList, print_rows, write_csv
 from hipdecode.testing.cases import MlaInputs
 
 PAGE_SIZE, WARMUP = 64, 8
@@ -256,10 +255,8 @@ def worker(rank: int, options: Options, folder: str, command: str) -> None:
 def show(rows: list[dict[str, object]]) -> None:
     """Prints what the CSV holds of the shapes."""
     names = list(rows[0])[: list(rows[0]).index("rounds")]
-    table = Table(*names, title=f"{rows[0]['machine']}, {rows[0]['backend']}, {rows[0]['clock']}")
-    for row in rows:
-        table.add_row(*(str(row[name]) for name in names))
-    console().print(table)
+    caption = f"{rows[0]['machine']}, {rows[0]['backend']}, {rows[0]['clock']}"
+    print_rows(rows, caption=caption, columns=names)
 
 
 @click.command(help=__doc__)

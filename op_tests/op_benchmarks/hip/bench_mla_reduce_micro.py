@@ -17,7 +17,6 @@ from pathlib import Path
 
 import click
 import torch
-from rich.table import Table
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "python"))
@@ -26,7 +25,7 @@ import hipdecode
 from hipdecode import ops, settings, target
 from hipdecode.reduce_route import BLOCK_TOKENS, adaptive_splits
 from hipdecode.testing import compare, reference, timing
-from hipdecode.testing.bench_report import IntList, console, write_csv
+from hipdecode.testing.bench_report import IntList, print_rows, write_csv
 from hipdecode.testing.device_clock import WarmDeviceClock
 
 _SHOWN = ("T", "kernel", "tiles", "us", "GB/s", "vs_stock", "%peak")
@@ -253,12 +252,7 @@ def main(
                     copies[0].check(where)
             us = time_all(found, clock, iters, warmup)
             rows += rows_of(step, found, us, peak_bw)
-    table = Table(caption="median of a launch, back to back")
-    for title in _SHOWN:
-        table.add_column(title, justify="right")
-    for row in rows:
-        table.add_row(*(str(row[key]) for key in _SHOWN))
-    console().print(table)
+    print_rows(rows, caption="median of a launch, back to back", columns=_SHOWN)
     if csv_path is not None:
         write_csv(csv_path, [{**row, **machine} for row in rows])
 

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import click
 import torch
-from rich.table import Table
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "python"))
 
 from hipdecode import ops, settings, target
 from hipdecode.testing import timing
-from hipdecode.testing.bench_report import Checked, IntList, console, write_csv
+from hipdecode.testing.bench_report import Checked, IntList, print_rows, write_csv
 from hipdecode.testing.device_clock import WARMUP, clock_of
 from hipdecode.testing.paged_gpu_peers import CONTENDERS as DEVICE_CONTENDERS
 from hipdecode.testing.paged_peers import CONTENDERS, PagedStep
@@ -143,13 +142,8 @@ def main(
                 for seed in range(copies)
             ]  # fmt: skip
             rows.append({**time_shape(steps, where, iters, budget_s), **machine})
-    table = Table(caption="p50; ratio: best peer / hipdecode")
     shown = list(rows[0])[: list(rows[0]).index("gb_s") + 1]
-    for title in shown:
-        table.add_column(title, justify="right")
-    for row in rows:
-        table.add_row(*(str(row[key]) for key in shown))
-    console().print(table)
+    print_rows(rows, caption="p50; ratio: best peer / hipdecode", columns=shown)
     if csv_path is not None:
         write_csv(csv_path, rows)
 

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import click
 import torch
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "python"))
 
 from hipdecode import settings, target
 from hipdecode.sparse_cache import FORMATS
 from hipdecode.testing import timing
-from hipdecode.testing.bench_report import Checked, IntList, console, write_csv
+from hipdecode.testing.bench_report import Checked, IntList, print_rows, write_csv
 from hipdecode.testing.device_clock import WARMUP, clock_of
 from hipdecode.testing.sparse_gpu_peers import CONTENDERS as DEVICE_CONTENDERS
 from hipdecode.testing.sparse_peers import CONTENDERS, SparseStep
@@ -141,14 +140,9 @@ def main(
                 for seed in range(_COPIES if where.device_type == "cpu" else 1)
             ]  # fmt: skip
             rows.append({**time_shape(steps, where, iters, budget_s), **machine})
-    table = Table(caption="p50; ratio: torch / hipdecode")
     shown = [key for key in rows[0] if not key.endswith("_err") and any(row[key] for row in rows)]
     shown = shown[: shown.index("gflops") + 1]
-    for title in shown:
-        table.add_column(title, justify="right")
-    for row in rows:
-        table.add_row(*(str(row[key]) for key in shown))
-    console().print(table)
+    print_rows(rows, caption="p50; ratio: torch / hipdecode", columns=shown)
     if csv_path is not None:
         write_csv(csv_path, rows)
 

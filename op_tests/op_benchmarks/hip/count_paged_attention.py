@@ -12,12 +12,11 @@ import sys
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "python"))
 
 from hipdecode.paged_route import paged_splits
-from hipdecode.testing.bench_report import IntList, console, write_csv
+from hipdecode.testing.bench_report import IntList, print_rows, write_csv
 from hipdecode.testing.paged_cases import PagedCase
 from hipdecode.testing.sim_counts import Costs, own_paged
 
@@ -101,12 +100,7 @@ def main(*, target: str, lens: tuple[int, ...], tokens: int, csv_path: Path | No
     short, long = lens
     loop = loop_rows(target, (short, long))
     for rows in (loop, cut_rows(target, tokens) if tokens else []):
-        table = Table(caption=f"counted by execution on {target}")
-        for title in rows[0] if rows else ():
-            table.add_column(title, justify="right")
-        for row in rows:
-            table.add_row(*map(str, row.values()))
-        console().print(table)
+        print_rows(rows, caption=f"counted by execution on {target}")
     if csv_path is not None:
         write_csv(csv_path, loop)
 

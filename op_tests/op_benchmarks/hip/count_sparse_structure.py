@@ -18,14 +18,13 @@ from pathlib import Path
 
 import click
 import torch
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "python"))
 
 from hipdecode import registry, sim
 from hipdecode.jit import toolchain
 from hipdecode.testing import sparse_reference
-from hipdecode.testing.bench_report import IntList, console, write_csv
+from hipdecode.testing.bench_report import IntList, print_rows, write_csv
 from hipdecode.testing.sim_counts import Costs, Run, costs, error_of, own_sparse
 from hipdecode.testing.sparse_cases import SparseCase, make_sparse_inputs
 
@@ -101,12 +100,7 @@ def main(*, nheads: tuple[int, ...], lens: tuple[int, ...], csv_path: Path | Non
                 rows.append({"nhead": nhead, "per_key": title, **cells})
             errors = {"ours": f"{ours.error:.1e}", "published_structure": f"{theirs.error:.1e}"}
             rows.append({"nhead": nhead, "per_key": "error / maximum", **errors})
-    table = Table(caption="counted by execution on sim:gfx950; per key of one token")
-    for title in rows[0]:
-        table.add_column(title, justify="right")
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    console().print(table)
+    print_rows(rows, caption="counted by execution on sim:gfx950; per key of one token")
     if csv_path is not None:
         write_csv(csv_path, rows)
 

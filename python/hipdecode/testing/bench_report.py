@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from hipdecode.errors import BadArgument
@@ -108,6 +109,27 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def print_rows(
+    rows: Sequence[Row], *, caption: str = "", columns: Sequence[str] | None = None
+) -> None:
+    """Prints rows of equal columns as a table.
+
+    Args:
+        rows: nothing is printed where there are none.
+        caption: what the numbers are.
+        columns: which, in order; all of the first row's by default.
+    """
+    if not rows:
+        return
+    columns = list(rows[0]) if columns is None else columns
+    table = Table(caption=caption)
+    for title in columns:
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(*(str(row[title]) for title in columns))
+    console().print(table)
 
 
 def console(stderr: bool = False) -> Console:

@@ -114,11 +114,13 @@ def report(results: Sequence[Sequence[dict[str, object]]], plan: Plan) -> None:
 @click.group(name="bench", invoke_without_command=True)
 @click.option("--op", type=click.Choice(["mla_decode"]), default="mla_decode", show_default=True)
 @click.option("--target", "target_name", help="Whose kernels; default: HIPDECODE_TARGET or cpu.")
-@click.option("--shapes", type=ShapeList(), default="1x512,8x4096", show_default=True)
-@click.option("--nhead", type=IntList(), default="16", show_default=True)
-@click.option("--q-len", type=IntList(), default="1", show_default=True)
+@click.option(
+    "--shapes", type=ShapeList(), default="1x512,8x4096", show_default=True, help="BATCHxCONTEXT."
+)
+@click.option("--nhead", type=IntList(), default="16", show_default=True, help="Query heads.")
+@click.option("--q-len", type=IntList(), default="1", show_default=True, help="Query tokens.")
 @click.option("--page-size", default=1, show_default=True, help="Tokens of a KV page.")
-@click.option("--q-dtype", default="bf16", show_default=True)
+@click.option("--q-dtype", default="bf16", show_default=True, help="bf16, fp16 or fp8.")
 @click.option("--kv-dtype", default="bf16", show_default=True, help="List; fp8 is the target's.")
 @click.option("--routes", default="auto", show_default=True, help="List of auto, hk, persistent.")
 @click.option("--peers", is_flag=True, help="Time torch and the engines importable here too.")
@@ -153,7 +155,7 @@ def command(
     peak_gflops: float | None,
     csv_path: Path | None,
 ) -> None:
-    """Times kernels beside their peers; every output is checked against an fp64 oracle."""
+    """Time kernels beside their peers; every output is checked against an fp64 oracle."""
     del op
     if ctx.invoked_subcommand is not None:
         return
@@ -204,7 +206,10 @@ def _peers(wanted: bool, plugins: Sequence[str], where: target.Target) -> tuple[
 @click.argument("csv_path", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The PNG to write.")
 def plot(csv_path: Path, out: Path) -> None:
-    """Draws a device's times beside peers and limit, where hk and persistent cross, or peers."""
+    """Draw a result file.
+
+    Times of a device beside peers and limit; of a CPU peers, or where hk and persistent cross.
+    """
     from hipdecode.testing import bench_plot
 
     routes = bench_plot.read_routes(csv_path)
@@ -233,7 +238,7 @@ def table(
     q_len: tuple[int, ...] | None,
     page: Path | None,
 ) -> None:
-    """Prints a result file as Markdown, or draws the tables of a page anew."""
+    """Print a result file as Markdown, or draw a page's tables anew."""
     if (csv_path is None) == (page is None):
         raise BadArgument("bench table: expected a CSV file or --update PAGE, got both or neither")
     if page is not None:

@@ -61,11 +61,13 @@ def command() -> None:
     multiple=True,
     help="INDEX:FILE writes buffer INDEX (counted among all --arg but at:) as .npy afterwards.",
 )
-@click.option("--seed", type=int, default=0, help="Of the order in which waves run.")
+@click.option("--seed", type=int, default=0, help="For the order in which waves run.")
 @click.option("--quantum", type=int, default=0, help="Instructions of a turn; 0 draws 1 to 32.")
 @click.option("--host-threads", type=int, default=0, help="0: all of this machine's.")
 @click.option("--limit", type=int, default=0, help="Instructions of a workgroup; 0: 10^9.")
-@click.option("--checks", default="all", show_default=True, help=f"all, none, {sim.CHECKS}.")
+@click.option(
+    "--checks", default="all", show_default=True, help=f"all, none, or of: {', '.join(sim.CHECKS)}."
+)
 def run(
     file: Path,
     kernel: str | None,
@@ -80,7 +82,7 @@ def run(
     limit: int,
     checks: str,
 ) -> None:
-    """Run a kernel of a code object and print what was counted as JSON.
+    """Run a kernel and print its counts as JSON.
 
     With `bounds` among the checks only the buffers given here may be touched.
     """
@@ -110,7 +112,10 @@ def run(
 @command.command()
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def opcodes(as_json: bool) -> None:
-    """List the opcodes that the simulator executes, with the section of the ISA guide."""
+    """List the opcodes that the simulator executes.
+
+    Each with its section of the ISA guide.
+    """
     table = sim.opcodes()
     if as_json:
         click.echo(json.dumps(table, indent=1))
@@ -124,7 +129,10 @@ def opcodes(as_json: bool) -> None:
 @command.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def disasm(file: Path) -> None:
-    """Print the instructions of a code object; `?` marks those that the simulator lacks."""
+    """Print the instructions of a code object.
+
+    `?` marks those that the simulator lacks.
+    """
     for row in sim.Program(file).disassembly():
         mark = " " if row["known"] else "?"
         click.echo(f"{row['address']:8x} {mark} {row['text']:<60} // {row['encoding']}")
@@ -133,7 +141,10 @@ def disasm(file: Path) -> None:
 @command.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def info(file: Path) -> None:
-    """Print descriptor and metadata of a code object's kernels as JSON."""
+    """Print the kernels of a code object as JSON.
+
+    Their descriptors and metadata.
+    """
     click.echo(json.dumps(sim.Program(file).kernels(), indent=1))
 
 
@@ -153,7 +164,10 @@ def info(file: Path) -> None:
 def per_token(
     target: str, nhead: int, q_len: int, dtype: str, kv_lens: str, file: Path | None, as_json: bool
 ) -> None:
-    """Count what one workgroup executes per KV token, checked against float64. No time is meant."""
+    """Count what a workgroup executes per KV token.
+
+    Checked against float64. No time is meant.
+    """
     from hipdecode import target as targets
     from hipdecode.testing import sim_counts
     from hipdecode.testing.cases import Case

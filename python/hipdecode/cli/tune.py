@@ -96,6 +96,20 @@ _OF_OP = {
     "mla_decode_reduce": ("dtypes",),
 }
 """Options that not every operator has."""
+_FLAGS = {"nheads": "nhead", "q_lens": "q-len", "kv_lens": "kv-lens", "gqas": "gqa", "mtps": "mtp"}
+
+
+def _defaults() -> str:
+    """The grids, for the help: a line each, which click is told not to fold."""
+    lines = ["\b", "Measured by default:"]
+    for (op, device), grid_of in _GRIDS.items():
+        lines.append(f"  {op}, {'GPU' if device == 'cuda' else 'CPU'}:")
+        for name, values in grid_of.items():
+            shown = values if isinstance(values, float) else ",".join(map(str, values))
+            lines.append(f"    --{_FLAGS.get(name, name)} {shown}")
+    return "\n".join(lines)
+
+
 _REDUCE_COMMENTS = (
     "A row: this form is faster than the ordinary decode at all points of the step, by more than",
     "the noise. p50 of the ordinary decode and of the fastest form at each point, us:",
@@ -119,22 +133,24 @@ class Job(Generic[K]):
     point: tuple[str, str]
 
 
-@click.command()
+@click.command(epilog=_defaults())
 @click.option("--target", "target_name", default="cpu", show_default=True, help="Whose table.")
 @click.option("--op", type=click.Choice(list(_OF_OP)), default="mla_decode", show_default=True)
-@click.option("--nhead", "nheads", type=IntList(), help="[CPU: 16,32,128; GPU: also 64]")
-@click.option("--formats", default=",".join(FORMAT_NAMES), show_default=True, help="Of sparse.")
-@click.option("--q-len", "q_lens", type=IntList(), help="[CPU: 1,4; GPU: also 2]")
-@click.option("--dtypes", default="bf16,bf16/fp8", show_default=True, help="q or q/kv, ...")
-@click.option("--page-size", type=int, default=64, show_default=True)
-@click.option("--gqa", "gqas", type=IntList(), help="Of paged. [CPU: 8,16; GPU: also 10]")
-@click.option("--mtp", "mtps", type=IntList(), help="Of paged. [CPU: 1,4; GPU: 1 to 4]")
-@click.option("--nhead-kv", "nheads_kv", type=IntList(), default="1", help="Of paged. [1]")
-@click.option("--batches", type=IntList(), help="Of sparse: tokens. [CPU: 1 to 16; GPU: 1 to 256]")
+@click.option("--nhead", "nheads", type=IntList(), help="Query heads.")
 @click.option(
-    "--kv-lens", type=IntList(), help="Of sparse: keys. [CPU: 128 to 4096; GPU: to 32768]"
+    "--formats", default=",".join(FORMAT_NAMES), show_default=True, help="Of sparse caches."
 )
-@click.option("--spread", type=click.FloatRange(0, 0.9), help="[CPU: 0.5; GPU: 0]")
+@click.option("--q-len", "q_lens", type=IntList(), help="Query tokens.")
+@click.option("--dtypes", default="bf16,bf16/fp8", show_default=True, help="Of q, or of q/kv.")
+@click.option("--page-size", type=int, default=64, show_default=True, help="Tokens of a page.")
+@click.option("--gqa", "gqas", type=IntList(), help="Of paged: query heads of a kv head.")
+@click.option("--mtp", "mtps", type=IntList(), help="Of paged: query tokens.")
+@click.option(
+    "--nhead-kv", "nheads_kv", type=IntList(), default="1", help="Of paged: kv heads. [1]"
+)
+@click.option("--batches", type=IntList(), help="Requests; of sparse: query tokens.")
+@click.option("--kv-lens", type=IntList(), help="Tokens of a context; of sparse: keys of a token.")
+@click.option("--spread", type=click.FloatRange(0, 0.9), help="Of contexts.")
 @click.option("--rounds", default=25, show_default=True, help="Of a point, those that count.")
 @click.option("--budget-s", default=600.0, show_default=True, help="Seconds in all.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Table to write.")

@@ -143,3 +143,15 @@ def test_readme_numbers_are_those_of_the_recorded_run() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_marked_tables_are_those_of_their_results(page: Path) -> None:
     assert bench_table.redrawn(page)[0] == page.read_text()
+
+
+def test_pages_of_tests_name_every_folder_and_script() -> None:
+    tests = ROOT / "op_tests"
+    folders = {f"{path.parent.name}/" for path in tests.glob("*/*.py")}
+    page = (tests / "README.md").read_text()
+    assert not {folder for folder in folders if f"`{folder}`" not in page}
+    benches = tests / "op_benchmarks"
+    files = [*benches.glob("hip/*"), *benches.glob("[bs]*.py")]
+    names = {str(path.relative_to(benches)) for path in files if path.is_file()}
+    page = (benches / "README.md").read_text()
+    assert not {name for name in names if f"`{name}`" not in page}

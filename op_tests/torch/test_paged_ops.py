@@ -172,8 +172,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"k_scale": torch.ones(5, 2, 16)}, "k_scale"),
     ({"v_scale": torch.ones(1, dtype=torch.float64)}, "v_scale"),
     ({"sm_scale": -1.0}, "sm_scale"),
-    ({"out": torch.zeros(4, 16, 64, dtype=torch.bfloat16)}, "o"),
-    ({"out": torch.zeros(4, 16, 128)}, "o"),
+    ({"out": torch.zeros(4, 16, 64, dtype=torch.bfloat16)}, "out"),
+    ({"out": torch.zeros(4, 16, 128)}, "out"),
     ({"out_scale": torch.ones(2)}, "out_scale"),
     ({"lse": torch.zeros(4, 15)}, "lse"),
     ({"options": PagedOptions(max_seqlen_q=0)}, "mtp"),
@@ -192,6 +192,11 @@ def test_a_wrong_argument_is_refused_by_name_before_anything_is_written(
     with pytest.raises(BadArgument, match=rf"^{name}: expected"):
         paged_attention(**given)
     assert bool((out == 7.0).all())
+
+
+def test_a_refusal_says_what_was_given(inputs: PagedInputs) -> None:
+    with pytest.raises(BadArgument, match=r"block_tables: .*it is torch.float32 \[2, 9\]"):
+        paged_attention(**(inputs | {"block_tables": torch.zeros(2, 9)}), options=TWO)
 
 
 def test_caches_of_another_type_than_any_kernels_are_refused(inputs: PagedInputs) -> None:

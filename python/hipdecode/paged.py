@@ -130,7 +130,15 @@ def paged_attention(
     except RuntimeError as error:
         # the operator checks all that it is given before it writes, and names what is wrong
         text = str(error).partition("\n")[0]
-        raise (BadArgument(text) if ": expected" in text else error) from None
+        if ": expected" not in text:
+            raise
+        name, _, rest = text.partition(":")
+        given = {
+            "o": out, "lse": lse, "block_tables": block_tables, "context_lens": context_lens,
+            "qo_indptr": qo_indptr,
+        }  # fmt: skip
+        known = f"; it is {describe(given[name])}" if name in given else ""
+        raise BadArgument(f"{'out' if name == 'o' else name}:{rest}{known}") from None
     return out
 
 

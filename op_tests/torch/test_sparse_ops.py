@@ -16,7 +16,7 @@ import hipdecode
 from hipdecode import registry, sparse, sparse_route, split_rule
 from hipdecode import target as targets
 from hipdecode.errors import BadArgument, UnsupportedShape, WorkspaceError
-from hipdecode.sparse_cache import V4, V32, CacheFormat
+from hipdecode.sparse_cache import V4, CacheFormat
 from hipdecode.testing.cases import DTYPES
 from hipdecode.testing.recorder import Recorder
 from hipdecode.testing.sparse_cases import (
@@ -135,11 +135,11 @@ def test_sparse_mla_decode_takes_caches_of_fp8_type_and_four_dimensions(
     [
         (V4, "fp8_e4m3fn", "v4-bf16-fp8_e4m3fn-fp8_e4m3fn"),
         (V4, "fp8_e4m3fnuz", "v4-bf16-fp8_e4m3fnuz-fp8_e4m3fn"),
-        (V32, "fp8_e4m3fnuz", "v32-bf16-fp8_e4m3fnuz-fp8_e4m3fnuz"),
+        ("v32", "fp8_e4m3fnuz", "v32-bf16-fp8_e4m3fnuz-fp8_e4m3fnuz"),
     ],
 )
 def test_warmup_sparse_loads_the_kernel_of_a_format(
-    form: CacheFormat, main: str, name: str, target: str, device: torch.device
+    form: CacheFormat | str, main: str, name: str, target: str, device: torch.device
 ) -> None:
     found = sparse.warmup_sparse(form, kv_dtype=DTYPES[main], device=device)
     rows = registry.wanted_rows(targets.resolve(target).family, 128)

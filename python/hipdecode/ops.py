@@ -56,6 +56,9 @@ def constant_when_traced(function: _Function) -> _Function:
 def load_binding() -> bool:
     """Makes torch.ops.hipdecode.* available; a no-op after the first call.
 
+    Returns:
+        True: what torch.compile makes of the call is a constant.
+
     Raises:
         BuildError: the binding is not there and could not be built.
     """

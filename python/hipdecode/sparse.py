@@ -21,7 +21,7 @@ from .arguments import (
 from .errors import BadArgument, UnsupportedShape
 from .registry import LEAST_ROWS, wanted_rows
 from .short_way import SERVED, is_watched
-from .sparse_cache import FORMATS, FP8_MAX, V4, CacheFormat, format_of
+from .sparse_cache import FORMATS, FP8_MAX, V4, CacheFormat, format_named, format_of
 from .sparse_route import MAX_SPLITS_OF, SparseShape, route_sparse_mla_decode
 from .workspace import Workspace, split_scratch
 
@@ -142,7 +142,7 @@ def sparse_mla_decode(
 
 
 def warmup_sparse(
-    form: CacheFormat,
+    form: CacheFormat | str,
     *,
     nhead: int = 128,
     kv_dtype: torch.dtype | None = None,
@@ -152,7 +152,7 @@ def warmup_sparse(
     """Loads, and builds where needed, the kernel of a format; before a graph is captured.
 
     Args:
-        form: V32 or V4.
+        form: V32, V4 or their names.
         nhead: query heads.
         kv_dtype: as in sparse_mla_decode.
         extra_kv_dtype: likewise.
@@ -162,9 +162,11 @@ def warmup_sparse(
         The kernel's name.
 
     Raises:
+        BadArgument: no such format.
         UnsupportedShape: no kernel for these dtypes.
         BuildError: it could not be built.
     """
+    form = format_named(form)
     family = ops.family_and_units(torch.device(device))[0]
     main = kv_dtype or _default_dtype(family)
     extra = extra_kv_dtype or _default_extra(form, main)

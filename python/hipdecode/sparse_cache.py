@@ -109,6 +109,18 @@ def _blocks_apart(cache: Tensor, form: CacheFormat) -> bool:
     return blocks <= 1 or (step >= size * form.token_bytes and step % ALIGNMENT == 0)
 
 
+def format_named(form: CacheFormat | str) -> CacheFormat:
+    """V32 or V4, by itself or by its name.
+
+    Raises:
+        BadArgument: there is no such format.
+    """
+    found = FORMATS.get(form) if isinstance(form, str) else form
+    if not isinstance(found, CacheFormat):
+        raise BadArgument(f"form: expected one of {', '.join(FORMATS)}, got {form!r}")
+    return found
+
+
 def new_sparse_cache(
     form: CacheFormat | str,
     num_blocks: int,
@@ -133,9 +145,7 @@ def new_sparse_cache(
     Raises:
         BadArgument: no such format, or blocks that do not fit or are not aligned.
     """
-    found = FORMATS.get(form) if isinstance(form, str) else form
-    if found is None:
-        raise BadArgument(f"form: expected one of {', '.join(FORMATS)}, got {form!r}")
+    found = format_named(form)
     least = block_size * found.token_bytes
     step = -(-least // ALIGNMENT) * ALIGNMENT if block_bytes is None else block_bytes
     if block_size < 1 or block_size & (block_size - 1) or step < least or step % ALIGNMENT:

@@ -157,6 +157,7 @@ def test_crop_takes_back_what_was_decoded() -> None:
         ({"capacity": "8"}, "capacity: expected an integer of 1 or more"),
         ({"page_size": 48}, r"page_size: expected a power of two 1\.\.1024, got 48"),
         ({"dtype": torch.int8}, "dtype: expected bf16, fp16 or fp8"),
+        ({"dtype": torch.float32}, "dtype: expected bf16, fp16 or fp8"),
         ({"kv_scales": [1.0, 1.0]}, "kv_scales: expected None beside torch.bfloat16"),
         (
             {"kv_scales": [1.0, 0.0], "dtype": torch.float8_e4m3fn},

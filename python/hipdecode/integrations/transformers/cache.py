@@ -25,8 +25,7 @@ from hipdecode.integrations.transformers.layers import (
     Slots,
     fp8_limits,
 )
-from hipdecode.integrations.vllm.step import PageLists
-from hipdecode.plan import MlaPlan, plan_mla_decode
+from hipdecode.integrations.vllm.step import PageLists, StepPlans, StepShape
 from hipdecode.support import MAX_Q_LEN
 
 Decode = Callable[..., Tensor]
@@ -80,6 +79,7 @@ class PagedCache(Cache):
         step: the last forward pass's, None before the first.
         paged_layers: the layers.
         latent: columns of a latent that are V; 0 in models with grouped keys.
+        head_dim_qk: columns of a latent with its rotary part.
         counts: the host's count of columns is what steps are routed for; not so in a graph, which
             outlives the count of its capture.
         kv_len: average context to route for where the host does not count; None: not known.
@@ -108,16 +108,18 @@ class PagedCache(Cache):
             kv_scales: what fp8 is multiplied by, one per layer (grouped keys: one, or a pair for
                 keys and values); for fp8 alone, where None is 1.
             device: of the model.
-            decode: instead of `hipdecode.mla_decode`, for latents.
+            decode: instead of `hipdecode.mla_decode`, for latents; they may be fp32 then.
 
         Raises:
             BadArgument: a value is out of range, or the model has layers that pages do not serve.
         """
-        _check_room(batch, capacity, page_size, dtype)
+        _check_room(batch, capacity, page_size)
+        _check_dtype(dtype, decode)
         text = config.get_text_config(decoder=True)
         layers = text.num_hidden_layers
         _check_model(text)
         self.latent = int(getattr(text, "kv_lora_rank", None) or 0)
+        self.head_dim_qk = self.latent + int(getattr(text, "qk_rope_head_dim", None) or 0)
         self.batch, self.page_size, self.dtype = batch, page_size, dtype
         self.q_dtype = torch.bfloat16 if dtype in FP8_DTYPES else dtype
         self.device = torch.device(device)
@@ -131,8 +133,9 @@ class PagedCache(Cache):
         self._lists = PageLists(batch, pages, page_size, self.device) if self.latent else None
         self.decode: Decode = mla_decode if decode is None else decode  # type: ignore[assignment]
         self.step: Step | None = None
-        self._planned: Step | None = None
-        self._plans: dict[int, MlaPlan] = {}
+        self._scheduled: Step | None = None
+        self._schedule: dict[str, object] = {}
+        self._plans: StepPlans | None = None
         self.counts = True
         self.kv_len: int | None = None
         self.kv_scales = _scales(kv_scales, layers, dtype, self.device)
@@ -176,28 +179,13 @@ class PagedCache(Cache):
         )
         return self.step
 
-    def any_length(self, nhead: int) -> dict[str, object]:
-        """Options of `mla_decode` where nobody knows the context: in a graph, before its capture.
-
-        The persistent route follows its plan at any; all layers of a step share one.
-        """
+    def schedule(self, nhead: int) -> dict[str, object]:
+        """Options of `mla_decode` that all layers of a step share: a plan, where they walk one."""
         assert self.step is not None
-        assert self.step.lists is not None
-        if self._planned is not self.step:
-            qo_indptr, kv_indptr, _, kv_last_page_lens = self.step.lists
-            q_len = self.step.q_len
-            self._plans[q_len] = plan_mla_decode(
-                qo_indptr,
-                kv_indptr,
-                nhead=nhead,
-                max_seqlen_q=q_len,
-                page_size=self.page_size,
-                kv_last_page_lens=kv_last_page_lens,
-                head_dim_v=self.latent,
-                out=self._plans.get(q_len),
-            )
-            self._planned = self.step
-        return {"route": "persistent", "plan": self._plans[self.step.q_len]}
+        if self._scheduled is not self.step:
+            self._schedule = self._plan(self.step, nhead) if self.decode is mla_decode else {}
+            self._scheduled = self.step
+        return self._schedule
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forgets the newest -tokens_to_remove tokens of every request (0 or less).
@@ -242,6 +230,28 @@ class PagedCache(Cache):
         """Requests."""
         return self.batch
 
+    def _plan(self, step: Step, nhead: int) -> dict[str, object]:
+        if self._plans is None:
+            self._plans = StepPlans(
+                max_batch=self.batch,
+                nhead=nhead,
+                head_dim_qk=self.head_dim_qk,
+                head_dim_v=self.latent,
+                page_size=self.page_size,
+                q_dtype=self.q_dtype,
+                kv_dtype=self.dtype,
+                device=self.device,
+            )
+        assert step.lists is not None
+        rows, *lists = step.lists
+        shape = StepShape(self.batch, step.q_len, causal=True)
+        if step.kv_len is not None:
+            return {"plan": self._plans.follow(shape, rows, tuple(lists), step.kv_len)}
+        # nobody knows the context: a plan is right at any, in a graph and before its capture
+        self._plans.capture(shape, rows, tuple(lists))
+        plan = self._plans.follow(shape, rows, tuple(lists), 1)
+        return {"route": "persistent", "plan": plan}
+
     def _extend(self, q_len: int, attention_mask: Tensor | None) -> Slots:
         """Lengthens the requests; slots of the new columns, padding on a page that none has."""
         if attention_mask is None:
@@ -282,13 +292,17 @@ def _scales(
     ]
 
 
-def _check_room(batch: int, capacity: int, page_size: int, dtype: torch.dtype) -> None:
+def _check_room(batch: int, capacity: int, page_size: int) -> None:
     for name, value in (("batch", batch), ("capacity", capacity), ("page_size", page_size)):
         if not isinstance(value, int) or value < 1:
             raise BadArgument(f"{name}: expected an integer of 1 or more, got {value!r}")
     if page_size & (page_size - 1) or page_size > 1024:
         raise BadArgument(f"page_size: expected a power of two 1..1024, got {page_size}; use 64")
-    if dtype not in (torch.bfloat16, torch.float16, torch.float32, *FP8_DTYPES):
+
+
+def _check_dtype(dtype: torch.dtype, decode: Decode | None) -> None:
+    exact = () if decode is None else (torch.float32,)
+    if dtype not in (torch.bfloat16, torch.float16, *FP8_DTYPES, *exact):
         raise BadArgument(f"dtype: expected bf16, fp16 or fp8 e4m3, got {dtype}; use bfloat16")
 
 

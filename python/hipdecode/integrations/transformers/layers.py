@@ -187,7 +187,7 @@ class LatentLayer(PagedLayer):  # type: ignore[no-untyped-call]
             sm_scale=sm_scale,
             kv_scale=self.scale(),
             kv_len=step.kv_len,
-            **self.cache.any_length(query.shape[1]) if step.kv_len is None else {},
+            **self.cache.schedule(query.shape[1]),
         )
         out = out.to(w_uv.dtype)
         values = out.new_empty((*out.shape[:2], w_uv.shape[1]))

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 import tiny_tree
 from click.testing import CliRunner
 
-from hipdecode import settings
+from hipdecode import paths, settings
 from hipdecode.cli.__main__ import cli
 from hipdecode.errors import HipdecodeError, RegistryError
 from hipdecode.jit import binding, cache, prebuilt
@@ -97,6 +99,18 @@ def test_doctor_fails_when_something_has_to_be_done() -> None:
     report = json.loads(result.output)
     failed = {finding["subject"]: finding["text"] for finding in report["found"]}
     assert "HIPDECODE_CXX: expected a C++20 compiler" in failed["compiler"]
+
+
+@pytest.mark.parametrize("name", ["mla_decode", "paged_attention", "mla_decode_reduce"])
+def test_doctor_reads_every_table(name: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(paths.tables_dir(), tmp_path / "tables")
+    (folder / "cpu" / f"{name}.csv").write_text("nonsense\n")
+    env = settings.child_environment(HIPDECODE_TABLES=str(folder), PYTHONPATH=":".join(sys.path))
+    words = (sys.executable, "-m", "hipdecode.cli", "doctor", "--target", "cpu", "--json")
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    found = {finding["subject"]: finding for finding in json.loads(done.stdout)["found"]}
+    assert not found["tables"]["ok"]
+    assert f"{name}.csv" in found["tables"]["text"]
 
 
 def test_doctor_prunes_the_cache(tree: Path, cache_dir: Path) -> None:

@@ -27,6 +27,8 @@ from hipdecode.dispatch import load_table
 from hipdecode.errors import HipdecodeError, ToolchainError
 from hipdecode.facts import read_facts
 from hipdecode.jit import binding, cache, ensure_kernel, keys, prebuilt, toolchain
+from hipdecode.paged_route import load_paged_table
+from hipdecode.reduce_route import load_reduce_table
 from hipdecode.sparse_route import load_sparse_table
 from hipdecode.testing.calls import Checker
 from hipdecode.testing.cases import Case
@@ -193,10 +195,11 @@ def _registry() -> str:
 def _tables(name: str | None) -> str:
     family = targets.resolve(name).family
     found = []
-    for table in (load_table(family), load_sparse_table(family)):
+    for table in (load_table(family), load_sparse_table(family), load_paged_table(family)):
         held = table.rows_by_key
         found.append(f"{sum(map(len, held.values()))} rows for {len(held)} shapes in {table.label}")
-    return "; ".join(found)
+    reduce = load_reduce_table(family)
+    return "; ".join((*found, f"{len(reduce.rows)} rows in {reduce.label}"))
 
 
 def _settings() -> str:

@@ -7,14 +7,14 @@ import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hipdecode import sim
+from hipdecode import ops, sim
 from hipdecode.errors import ToolchainError
 
 ARCHS = ("gfx942", "gfx950")
@@ -241,6 +241,15 @@ def simulator() -> None:
         sim.opcodes()
     except ToolchainError as error:
         pytest.skip(f"needs a C++ compiler and llvm-22-dev: {error}")
+
+
+@pytest.fixture
+def simulated(simulator: None, target: str) -> Iterator[None]:
+    """Skips where the kernels cannot be built; gives the target under test back afterwards."""
+    if shutil.which("clang++-22") is None and shutil.which("hipcc") is None:
+        pytest.skip("needs clang++-22 (install clang-22 and lld-22) or ROCm's hipcc")
+    yield
+    ops.use_target(target)
 
 
 @pytest.fixture

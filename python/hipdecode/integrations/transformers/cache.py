@@ -243,13 +243,13 @@ class PagedCache(Cache):
                 device=self.device,
             )
         assert step.lists is not None
-        rows, *lists = step.lists
         shape = StepShape(self.batch, step.q_len, causal=True)
+        rows, lists = step.lists[0], step.lists[1:]
         if step.kv_len is not None:
-            return {"plan": self._plans.follow(shape, rows, tuple(lists), step.kv_len)}
+            return {"plan": self._plans.follow(shape, rows, lists, step.kv_len)}
         # nobody knows the context: a plan is right at any, in a graph and before its capture
-        self._plans.capture(shape, rows, tuple(lists))
-        plan = self._plans.follow(shape, rows, tuple(lists), 1)
+        self._plans.capture(shape, rows, lists)
+        plan = self._plans.follow(shape, rows, lists, kv_len=1)
         return {"route": "persistent", "plan": plan}
 
     def _extend(self, q_len: int, attention_mask: Tensor | None) -> Slots:

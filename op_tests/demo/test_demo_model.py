@@ -10,11 +10,10 @@ from torch import Tensor
 
 pytest.importorskip("transformers", reason="needs the demo extra: pip install 'hipdecode[demo]'")
 
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
-
 import hipdecode
 from hipdecode.demo.model import FOLDER, WEIGHTS, absorb, decode_step, load_model, serve_on
 from hipdecode.demo.score import bits_decoded, bits_eager, held_out_rows
+from hipdecode.testing.tiny_models import tiny_model
 
 BYTES = 24
 
@@ -43,28 +42,6 @@ def torch_decode(
     return torch.einsum("bqhk,bkd->bqhd", weights, keys[..., :512]).flatten(0, 1)
 
 
-def tiny_model(q_lora_rank: int | None = 16) -> DeepseekV3ForCausalLM:
-    torch.manual_seed(0)
-    config = DeepseekV3Config(
-        vocab_size=256,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        first_k_dense_replace=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        q_lora_rank=q_lora_rank,
-        kv_lora_rank=512,
-        qk_nope_head_dim=16,
-        qk_rope_head_dim=64,
-        v_head_dim=8,
-        initializer_range=0.2,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-    )
-    config._attn_implementation = "eager"
-    return DeepseekV3ForCausalLM(config).eval().requires_grad_(False)
-
-
 def logits_by_steps(model, tokens: Tensor, *, dtype: torch.dtype, q_len: int, **cache) -> Tensor:
     cache = serve_on(model, batch=len(tokens), capacity=BYTES, dtype=dtype, **cache)
     return torch.cat([decode_step(model, cache, part) for part in tokens.split(q_len, 1)], 1)
@@ -82,8 +59,8 @@ def tokens() -> Tensor:
 @pytest.mark.parametrize("q_lora_rank", [16, None])
 @pytest.mark.parametrize(("q_len", "page_size"), [(1, 1), (4, 16), (5, 64)])
 def test_absorbed_attention_equals_eager_in_fp32(tokens, q_len, page_size, q_lora_rank) -> None:
-    wanted = tiny_model(q_lora_rank)(input_ids=tokens, use_cache=False).logits
-    model = absorb(tiny_model(q_lora_rank), torch_decode)
+    wanted = tiny_model(q_lora_rank=q_lora_rank)(input_ids=tokens, use_cache=False).logits
+    model = absorb(tiny_model(q_lora_rank=q_lora_rank), torch_decode)
     found = logits_by_steps(model, tokens, dtype=torch.float32, q_len=q_len, page_size=page_size)
     assert relative_error(found, wanted) < 1e-5
 

@@ -6,13 +6,13 @@ import torch
 
 pytest.importorskip("transformers", reason="needs the demo extra: pip install 'hipdecode[demo]'")
 
-from test_demo_model import absorb, tiny_model
 from test_demo_model import torch_decode as step_by_step
 
 import hipdecode
 from hipdecode.demo.generate import continue_prompt, read_prompt
-from hipdecode.demo.model import serve_on
+from hipdecode.demo.model import absorb, serve_on
 from hipdecode.demo.replay import GreedyStep, replay_prompt, torch_decode
+from hipdecode.testing.tiny_models import tiny_model
 
 PROMPT, TOKENS = b"def replayed", 80
 

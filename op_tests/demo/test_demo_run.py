@@ -11,20 +11,21 @@ import torch
 pytest.importorskip("transformers", reason="needs the demo extra: pip install 'hipdecode[demo]'")
 
 from click.testing import CliRunner
-from test_demo_model import absorb, tiny_model, torch_decode
+from test_demo_model import torch_decode
 from transformers import DeepseekV3Config
 
 from hipdecode.cli.demo import command
 from hipdecode.demo import train
 from hipdecode.demo.cache import PagedLatentCache
 from hipdecode.demo.generate import Agreement, compare_with_eager, continue_prompt
-from hipdecode.demo.model import WEIGHTS, serve_on
+from hipdecode.demo.model import WEIGHTS, absorb, serve_on
 from hipdecode.demo.plot import draw
 from hipdecode.demo.routes import routes_taken
 from hipdecode.demo.run import check, printable
 from hipdecode.demo.text import Corpus
 from hipdecode.demo.timings import CallTime
 from hipdecode.errors import BadArgument
+from hipdecode.testing.tiny_models import tiny_model
 
 EXACT = Agreement(equal=8, total=8, margin=0.2)
 BITS = {"eager": 1.5, "bf16": 1.5003, "fp8": 1.506}

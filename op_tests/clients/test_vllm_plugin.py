@@ -22,6 +22,7 @@ pytest.importorskip("vllm", reason="needs the clients extra: make test-clients")
 from vllm.config import AttentionConfig, set_current_vllm_config
 from vllm.platforms.interface import DeviceCapability
 from vllm.plugins import load_plugins_by_group
+from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.attention.selector import AttentionSelectorConfig, get_attn_backend
 from vllm_engine import Engine, config_of
@@ -148,7 +149,8 @@ def test_the_selectors_of_gpus_take_us_where_there_are_kernels(
     vllm_plugin.register()
     with set_current_vllm_config(config):
         if taken:
-            assert platform.get_attn_backend_cls(CUSTOM, CONFIG) == vllm_plugin.BACKEND
+            chosen = platform.get_attn_backend_cls(CUSTOM, CONFIG)
+            assert resolve_obj_by_qualname(chosen) is HipdecodeMLABackend
         else:
             with pytest.raises(ValueError, match="compute capability not supported"):
                 platform.get_attn_backend_cls(CUSTOM, CONFIG)

@@ -31,6 +31,7 @@ from vllm.distributed.parallel_state import (
 )
 from vllm.model_executor.layers.attention.mla_attention import MLAAttention
 from vllm.model_executor.layers.linear import ColumnParallelLinear
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.mla.prefill.cpu_sdpa import CPUSDPAMLAPrefillBackend
 
@@ -72,27 +73,31 @@ def config_of(
     kv_cache_dtype: str = "auto",
     speculative_tokens: int = 0,
     max_num_seqs: int = 8,
+    max_model_len: int = MAX_MODEL_LEN,
     dtype: str = "bfloat16",
+    hf_overrides: dict[str, object] | None = None,
     **others: object,
 ) -> VllmConfig:
-    """A configuration of the demo's model."""
+    """A configuration of the demo's model, or of one that differs from it by the overrides."""
     model = ModelConfig(
         model=str(MODEL),
         skip_tokenizer_init=True,
         dtype=dtype,
-        max_model_len=MAX_MODEL_LEN,
-        enforce_eager=True,
+        max_model_len=max_model_len,
+        enforce_eager="compilation_config" not in others,
+        hf_overrides=hf_overrides or {},
     )
     scheduler = SchedulerConfig(
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=MAX_MODEL_LEN,
-        max_model_len=MAX_MODEL_LEN,
+        max_num_batched_tokens=max_model_len,
+        max_model_len=max_model_len,
         is_encoder_decoder=False,
     )
     config = VllmConfig(
         model_config=model,
         scheduler_config=scheduler,
-        device_config=DeviceConfig(device.type),
+        # its CPU platform takes no other, wherever the tensors lie
+        device_config=DeviceConfig(current_platform.device_type),
         **others,
     )
     # what the platform makes of a configuration is not asked: a CPU forces its own block size
@@ -136,6 +141,29 @@ class Step:
     @property
     def rows(self) -> int:
         return self.starts[-1] + self.extra_rows
+
+
+def common_of(step: Step, table: Tensor, device: torch.device) -> CommonAttentionMetadata:
+    """A step as vLLM's runner hands it to builders."""
+    as_index = {"dtype": torch.int32}
+    starts, lens = torch.tensor(step.starts, **as_index), torch.tensor(step.kv_lens, **as_index)
+    local = None
+    if step.local_lens is not None:
+        local = torch.tensor(step.local_lens, **as_index).to(device)
+    return CommonAttentionMetadata(
+        query_start_loc=starts.to(device),
+        query_start_loc_cpu=starts,
+        seq_lens=lens.to(device),
+        num_reqs=len(step.q_lens),
+        num_actual_tokens=step.rows,
+        max_query_len=max(step.q_lens),
+        max_seq_len=max(*step.kv_lens, 1),
+        block_table_tensor=table.to(device),
+        slot_mapping=torch.zeros(step.rows, dtype=torch.int64, device=device),
+        causal=step.causal,
+        seq_lens_cpu_upper_bound=lens,
+        dcp_local_seq_lens=local,
+    )
 
 
 @dataclass
@@ -212,25 +240,7 @@ class Engine:
 
     def common(self, step: Step, table: Tensor) -> CommonAttentionMetadata:
         """The step as vLLM's runner hands it to builders."""
-        as_index = {"dtype": torch.int32}
-        starts, lens = torch.tensor(step.starts, **as_index), torch.tensor(step.kv_lens, **as_index)
-        local = None
-        if step.local_lens is not None:
-            local = torch.tensor(step.local_lens, **as_index).to(self.device)
-        return CommonAttentionMetadata(
-            query_start_loc=starts.to(self.device),
-            query_start_loc_cpu=starts,
-            seq_lens=lens.to(self.device),
-            num_reqs=len(step.q_lens),
-            num_actual_tokens=step.rows,
-            max_query_len=max(step.q_lens),
-            max_seq_len=max(*step.kv_lens, 1),
-            block_table_tensor=table.to(self.device),
-            slot_mapping=torch.zeros(step.rows, dtype=torch.int64, device=self.device),
-            causal=step.causal,
-            seq_lens_cpu_upper_bound=lens,
-            dcp_local_seq_lens=local,
-        )
+        return common_of(step, table, self.device)
 
     def decode(self, q: Tensor, metadata: Any) -> tuple[Tensor, Tensor | None]:
         """vLLM's call of the decode part of a layer."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""vLLM's plugin: MLA decode through hipdecode, chosen by `--attention-backend CUSTOM`.
+"""vLLM's plugin: MLA through hipdecode, chosen by `--attention-backend CUSTOM`.
 
 vLLM calls `register` through its entry-point group `vllm.general_plugins` in each of its processes.
 The backend then stands under CUSTOM, the name that vLLM keeps for backends of others: it is known
@@ -15,6 +15,10 @@ import logging
 
 BACKEND = "hipdecode.integrations.vllm.backend.HipdecodeMLABackend"
 """The backend's class, as vLLM names classes."""
+SPARSE_BACKEND = "hipdecode.integrations.vllm.sparse_backend.HipdecodeSparseMLABackend"
+"""That of sparse attention."""
+CHOICE = "hipdecode.integrations.vllm.choice.Backend"
+"""The one of the two that the model wants."""
 
 logger = logging.getLogger("hipdecode.vllm")
 
@@ -32,11 +36,11 @@ def register() -> None:
             error,
         )
         return
-    if custom.is_overridden() and custom.get_path() != BACKEND:
+    if custom.is_overridden() and custom.get_path() != CHOICE:
         logger.warning(
             "--attention-backend CUSTOM: expected to be free, got %s of another plugin; name one "
             "of the two in VLLM_PLUGINS",
             custom.get_path(),
         )
         return
-    register_backend(custom, BACKEND)
+    register_backend(custom, CHOICE)

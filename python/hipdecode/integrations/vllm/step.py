@@ -209,3 +209,22 @@ def coarse_length(tokens: int, requests: int) -> int:
     average = max(-(-tokens // max(requests, 1)), 1)
     shift = max(average.bit_length() - 1 - _LENGTH_BITS, 0)
     return ((average - 1 >> shift) + 1) << shift
+
+
+def slots_of_tokens(tokens: Tensor, request: Tensor, block_table: Tensor, size: int) -> Tensor:
+    """The slots of a cache that positions of requests lie in.
+
+    Args:
+        tokens: [rows, topk] int32 positions within the request of each row; negative: none.
+        request: [rows] int32, whose block list a row uses.
+        block_table: [batch, width] int32 blocks of each request.
+        size: tokens of a block.
+
+    Returns:
+        [rows, topk] int32, -1 where there is no token or no block.
+    """
+    block = tokens.long().div(size, rounding_mode="floor")
+    known = (tokens >= 0) & (block < block_table.shape[1])
+    blocks = block_table.long()[request.long()].gather(1, block.where(known, 0))
+    slots = blocks * size + tokens.long().remainder(size)
+    return slots.where(known & (blocks >= 0), -1).int()

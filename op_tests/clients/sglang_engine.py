@@ -19,6 +19,7 @@ from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
+from sglang.srt.runtime_context import get_parallel
 from sglang.test.kits.attention_unittest.attention_methods import mla_attention as kit
 
 from hipdecode.integrations.sglang import NAME, register
@@ -27,6 +28,7 @@ from hipdecode.testing import compare, reference
 HEAD_DIM_QK, HEAD_DIM_V = 576, 512
 
 register()
+get_parallel().override_permanently(attn_dcp_rank=0)  # as a process without ranks that share keys
 
 
 class Engine:
@@ -43,6 +45,7 @@ class Engine:
         k_scale: of the first layer, None for none.
         layers: of the model.
         tokens: slots of the pools, by default as many as `batch` requests of `context` take.
+        prompts: the backend that SGLang is told to run prompts on.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Engine:
         k_scale: float | None = None,
         layers: int = 1,
         tokens: int | None = None,
+        prompts: str = NAME,
     ) -> None:
         self.device, self.page_size, self.drafts = device, page_size, drafts
         self.generator = torch.Generator().manual_seed(20261121 + nhead + page_size)
@@ -78,6 +82,7 @@ class Engine:
             fp8_kv_cache=fp8,
             **sizes,
         )
+        self.runner.prefill_attention_backend_str = prompts
         if layers > 1 or tokens is not None:
             self.replace_pools(layers, tokens or self.runner.token_to_kv_pool.size)
         self.backend = ATTENTION_BACKENDS[NAME](self.runner)

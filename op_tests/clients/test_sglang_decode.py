@@ -164,7 +164,7 @@ def test_what_is_not_done_is_refused_by_the_layers_own_name(name: str, value, de
         engine.backend.forward_decode(q, None, None, engine.layer, batch)
 
 
-@pytest.mark.parametrize("name", ["sinks", "topk_indices", "q_rope"])
+@pytest.mark.parametrize("name", ["sinks", "topk_indices", "cos_sin_cache"])
 def test_an_argument_of_another_backend_is_refused_by_name(name: str, device) -> None:
     engine = Engine(device)
     q, _ = engine.inputs(1)

@@ -110,11 +110,3 @@ def test_a_draft_that_is_not_done_is_refused_by_the_option(option: str, values, 
     get_context().override("test", **values)
     with pytest.raises(BadArgument, match=option):
         ATTENTION_BACKENDS[NAME](runner)
-
-
-def test_context_parallel_decode_is_refused_by_the_option(device) -> None:
-    from sglang.srt.runtime_context import get_parallel
-
-    runner = Engine(device).runner
-    with get_parallel().override(attn_dcp_size=2), pytest.raises(BadArgument, match="--dcp-size"):
-        ATTENTION_BACKENDS[NAME](runner)

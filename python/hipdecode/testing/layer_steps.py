@@ -7,6 +7,7 @@ check and the table.
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -237,8 +238,10 @@ def _timed(
     wait: Any = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     whole: dict[str, list[float]] = {name: [] for name in runs}
     alone: dict[str, list[float]] = {name: [] for name in runs}
+    orders = random.Random(0)
     for _ in range(rounds):
-        for name, (made, layers) in runs.items():
+        for name in orders.sample(list(runs), len(runs)):
+            made, layers = runs[name]
             for taken, prepares in ((alone, False), (whole, True)):
                 wait()
                 begin = time.perf_counter()

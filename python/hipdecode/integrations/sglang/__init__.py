@@ -79,8 +79,38 @@ def create_backend(runner: Any) -> Any:  # noqa: ANN401
     Raises:
         BadArgument: the runner is configured for what is not done; names SGLang's option.
     """
-    backend = importlib.import_module("hipdecode.integrations.sglang.backend")
-    return backend.HipdecodeAttnBackend(runner)
+    module = importlib.import_module("hipdecode.integrations.sglang.backend")
+    backend = module.HipdecodeAttnBackend(runner)
+    if backend.deal.ranks > 1:
+        _tell_models()
+    return backend
+
+
+def _tell_models() -> None:
+    """Ranks that share keys: SGLang's MLA models know what backends return by their names alone."""
+    utils = importlib.import_module("sglang.srt.models.deepseek_common.utils")
+    hooks = importlib.import_module("sglang.srt.plugins.hook_registry")
+    names = utils.FORWARD_ABSORB_CORE_ATTENTION_BACKENDS
+    folder = "sglang.srt.models.deepseek_common.attention_forward_methods"
+    target = f"{folder}.forward_mla{'' if torch.version.hip is None else '_rocm'}"
+    # The models for ROCm merge results of every name; the others only of those in this list.
+    if NAME in names or target in _told:
+        return
+    if torch.version.hip is None:
+        names.append(NAME)
+    _told.add(target)
+    hooks.HookRegistry.register(
+        f"{target}.is_mla_dcp_lse_base_on_e", _is_natural, hooks.HookType.AROUND
+    )
+    hooks.HookRegistry.apply_hooks()
+
+
+_told: set[str] = set()
+
+
+def _is_natural(original: Callable[[str | None], bool], attention_backend: str | None) -> bool:
+    """Our log-sum-exp is natural, as that of the backends that SGLang lists itself."""
+    return attention_backend == NAME or original(attention_backend)
 
 
 def complete_aiter() -> tuple[str, ...]:

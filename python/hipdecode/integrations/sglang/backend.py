@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.verify_mask import VerifyMask, maybe_create_verify_mask
-from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.runtime_context import get_parallel, get_spec
 from torch import Tensor
@@ -26,13 +25,13 @@ from hipdecode.decode import mla_decode
 from hipdecode.dispatch import DecodeShape, route_mla_decode
 from hipdecode.errors import BadArgument
 from hipdecode.plan import MlaPlan, plan_mla_decode
+from hipdecode.shard import KvShard
 from hipdecode.workspace import Workspace
 
-from .steps import Buffers, Step, pack
+from .checks import check_layer, check_runner
+from .steps import Buffers, Deal, Step, pack
 
 logger = logging.getLogger("hipdecode.sglang")
-
-MAX_Q_LEN = 16
 
 
 class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang has no types
@@ -62,7 +61,11 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         self.data_type = self.kv_cache_dtype = runner.kv_cache_dtype
         self.q_dtype: torch.dtype = runner.dtype
         model = runner.model_config
-        self.nhead: int = model.num_attention_heads // get_parallel().attn_tp_size
+        parallel = get_parallel()
+        ranks = parallel.attn_dcp_size
+        self.deal = Deal(self.page_size, ranks, parallel.attn_dcp_rank if ranks > 1 else 0)
+        # ranks that share the keys get the heads of all of them
+        self.nhead: int = model.num_attention_heads // parallel.attn_tp_size * ranks
         self.head_dim_v: int = model.kv_lora_rank
         self.head_dim_qk: int = model.kv_lora_rank + model.qk_rope_head_dim
         self.max_context_len: int = model.context_len
@@ -121,7 +124,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         pages = batch + self._pages(tokens)
         if batch > self._eager.batch or pages > self._eager.kv_indices.shape[0]:
             self._eager = self._buffers(max(batch, self._eager.batch), 2 * pages)
-        self._fill(self._eager, forward_batch, q_len, _rounded(tokens // batch))
+        self._fill(self._eager, forward_batch, q_len, _rounded(tokens // batch // self.deal.ranks))
 
     def init_forward_metadata_out_graph(
         self,
@@ -147,35 +150,43 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         layer: Any,  # noqa: ANN401
         forward_batch: Any,  # noqa: ANN401
         save_kv_cache: bool = True,
+        q_rope: Tensor | None = None,
+        k_rope: Tensor | None = None,
         **kwargs: object,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """One row per request over its pages.
 
         Args:
-            q: [batch, nhead * head_dim_qk], absorbed.
-            k: [batch, 1, head_dim_qk], the latent rows of the new tokens, or None.
-            v: its first head_dim_v columns; only `k` is stored.
+            q: [batch, nhead * head_dim_qk], absorbed; with q_rope its first head_dim_v columns.
+            k: [batch, 1, head_dim_qk], the latent rows of the new tokens, or None; with k_rope
+                their first head_dim_v columns.
+            v: those; only `k` is stored.
             layer: SGLang's `RadixAttention`.
             forward_batch: SGLang's `ForwardBatch`.
             save_kv_cache: store `k` first.
+            q_rope: the other columns of the queries, or None.
+            k_rope: likewise.
             kwargs: what other backends take; refused by name unless None.
 
         Returns:
-            [batch, nhead * head_dim_v] in q's dtype.
+            [batch, nhead * head_dim_v] in q's dtype; where ranks share the keys (--dcp-size), also
+            the log-sum-exp [batch, nhead] of this rank's, fp32, natural log.
 
         Raises:
             BadArgument: the layer or an argument asks for what is not done, by SGLang's name.
         """
         self._check(layer, kwargs)
         if k is not None and save_kv_cache:
-            # as SGLang's own MLA backends: stored divided, multiplied again where it is read
-            rows = k if layer.k_scale is None else k / layer.k_scale
-            where = KVWriteLoc.for_batch(forward_batch)
-            self.token_to_kv_pool.set_kv_buffer(layer, where, rows, v)
+            self._store(layer, forward_batch, k, k_rope)
         step = self.forward_metadata
         assert step is not None, "init_forward_metadata comes before the layers"
-        rows = q.reshape(-1, layer.tp_q_head_num, layer.head_dim)
-        out = q.new_empty((rows.shape[0], layer.tp_q_head_num, layer.v_head_dim))
+        nhead = layer.tp_q_head_num
+        rows = q.reshape(-1, nhead, layer.head_dim if q_rope is None else layer.v_head_dim)
+        if q_rope is not None:
+            rows = torch.cat([rows, q_rope.reshape(rows.shape[0], nhead, -1)], -1)
+        out = q.new_empty((rows.shape[0], nhead, layer.v_head_dim))
+        shared = self.deal.ranks > 1
+        lse = q.new_empty(out.shape[:2], dtype=torch.float32) if shared else None
         mla_decode(
             rows,
             self._pages_of(layer),
@@ -186,12 +197,28 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
             kv_last_page_lens=step.kv_last_page_lens,
             sm_scale=layer.scaling,
             kv_scale=layer.k_scale,
+            shard=KvShard(step.g_kv_indptr, *self.deal[1:]) if shared else None,
             out=out,
+            lse=lse,
             plan=step.plan,
             kv_len=step.kv_len,
             workspace=self._workspace,
         )
-        return out.flatten(1)
+        return out.flatten(1) if lse is None else (out.flatten(1), lse)
+
+    def _store(self, layer: Any, forward_batch: Any, k: Tensor, k_rope: Tensor | None) -> None:  # noqa: ANN401
+        """New latents into the pool, divided by the scale with which they are read."""
+        where, columns = KVWriteLoc.for_batch(forward_batch), layer.v_head_dim
+        if self.deal.ranks == 1:
+            rows = k if k_rope is None else torch.cat([k, k_rope], -1)
+            rows = rows if layer.k_scale is None else rows / layer.k_scale
+            self.token_to_kv_pool.set_kv_buffer(layer, where, rows, rows[..., :columns])
+            return
+        # only this entry of the pool knows which of the tokens are this rank's
+        parts = (k[..., :columns], k[..., columns:]) if k_rope is None else (k, k_rope)
+        if layer.k_scale is not None:
+            parts = (parts[0] / layer.k_scale, parts[1] / layer.k_scale)
+        self.token_to_kv_pool.set_mla_kv_buffer(layer, where, *parts)
 
     def forward_extend(
         self,
@@ -201,7 +228,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         layer: Any,  # noqa: ANN401
         forward_batch: Any,  # noqa: ANN401
         save_kv_cache: bool = True,
-        **kwargs: object,
+        **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
         """Verification and extension of a draft as forward_decode; prefill on another backend."""
         if _is_ours(forward_batch.forward_mode):
@@ -250,10 +277,8 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
             forward_batch.seq_lens[:batch],
             more,
             less,
-            self.page_size,
-            step.kv_indptr,
-            step.kv_last_page_lens,
-            step.kv_indices,
+            self.deal,
+            step,
         )
         if self._walks_a_plan(batch, q_len, kv_len):
             step.plan = self._planned(step, batch, captured=into is self._graph)
@@ -272,6 +297,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
             max_seqlen_q=step.q_len,
             page_size=self.page_size,
             kv_last_page_lens=step.kv_last_page_lens,
+            causal=self.deal.ranks == 1 or step.q_len == 1,  # no key may be left out of a share
             uni_seqlen_qo=step.q_len,
             head_dim_v=self.head_dim_v,
             out=self._plans.get(key),
@@ -297,10 +323,11 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         return route_mla_decode(shape).route == "persistent"
 
     def _pages(self, tokens: int) -> int:
-        return -(-tokens // self.page_size)
+        return -(-tokens // (self.page_size * self.deal.ranks))
 
     def _buffers(self, batch: int, pages: int) -> Buffers:
-        return Buffers(batch, pages, sorted({1, self.num_draft_tokens} - {0}), self.device)
+        q_lens = sorted({1, self.num_draft_tokens} - {0})
+        return Buffers(batch, pages, q_lens, self.device)
 
     def _pages_of(self, layer: Any) -> Tensor:  # noqa: ANN401
         rows: Tensor = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
@@ -314,61 +341,6 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         if id(layer) not in self._checked:
             check_layer(layer, self.kv_cache_dtype)
             self._checked.add(id(layer))
-
-
-def check_runner(runner: Any) -> None:  # noqa: ANN401
-    """Refuses what is not done, before a model runs.
-
-    Raises:
-        BadArgument: names SGLang's option.
-    """
-    spec, parallel = get_spec(), get_parallel()
-    drafts = spec.speculative_num_draft_tokens or 0
-    topk = spec.speculative_eagle_topk or 1
-    for name, wrong, want, got in (
-        ("--attention-backend", not runner.use_mla_backend, "an MLA model", "another"),
-        ("--dcp-size", parallel.attn_dcp_size != 1, "1", parallel.attn_dcp_size),
-        ("--speculative-eagle-topk", topk != 1, "1 (a chain of drafts)", topk),
-        ("--speculative-num-draft-tokens", drafts > MAX_Q_LEN, f"at most {MAX_Q_LEN}", drafts),
-        (
-            "--enable-unified-memory",
-            runner.kv_index_translator is not None and runner.kv_index_translator.is_translating,
-            "a pool whose slots req_to_token names",
-            "one that moves them",
-        ),
-        (
-            "--kv-cache-dtype",
-            runner.kv_cache_dtype not in DTYPE_NAMES,
-            "bf16, fp16 or fp8_e4m3",
-            runner.kv_cache_dtype,
-        ),
-    ):
-        if wrong:
-            raise BadArgument(f"{name}: expected {want} with hipdecode, got {got}")
-
-
-def check_layer(layer: Any, kv_cache_dtype: torch.dtype) -> None:  # noqa: ANN401
-    """Refuses a layer whose attention is another than absorbed MLA's.
-
-    Raises:
-        BadArgument: names the attribute of SGLang's `RadixAttention`.
-    """
-    fp8 = kv_cache_dtype.itemsize == 1
-    for name, wrong, want in (
-        ("tp_k_head_num", layer.tp_k_head_num != 1, "1: one latent row for all heads"),
-        ("logit_cap", layer.logit_cap > 0, "0: no cap"),
-        ("sliding_window_size", layer.sliding_window_size > -1, "-1: no window"),
-        ("is_cross_attention", layer.is_cross_attention, "False"),
-        ("attn_type", layer.attn_type is not AttentionType.DECODER, "DECODER"),
-        ("xai_temperature_len", layer.xai_temperature_len > 0, "-1"),
-        (
-            "k_scale_float",
-            not fp8 and layer.k_scale_float not in (None, 1.0),
-            f"None with a {kv_cache_dtype} cache; use --kv-cache-dtype fp8_e4m3",
-        ),
-    ):
-        if wrong:
-            raise BadArgument(f"{name}: expected {want}, got {getattr(layer, name)}")
 
 
 def _is_ours(mode: Any) -> bool:  # noqa: ANN401

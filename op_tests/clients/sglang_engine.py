@@ -19,6 +19,7 @@ from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
+from sglang.srt.models.deepseek_common.utils import FORWARD_ABSORB_CORE_ATTENTION_BACKENDS
 from sglang.srt.runtime_context import get_parallel
 from sglang.test.kits.attention_unittest.attention_methods import mla_attention as kit
 
@@ -177,9 +178,14 @@ class Engine:
         return forward_context(ForwardContext(attn_backend=backend))
 
     def attend(self, batch: ForwardBatch, q: Tensor, k: Tensor) -> Tensor:
-        """What the model calls; the metadata must be there."""
+        """What the model calls, in parts where it is told so; the metadata must be there."""
         with self.served_by(self.backend):
-            return self.layer(q, k, k[..., :HEAD_DIM_V], batch)
+            if NAME not in FORWARD_ABSORB_CORE_ATTENTION_BACKENDS:
+                return self.layer(q, k, k[..., :HEAD_DIM_V], batch)
+            sizes = (HEAD_DIM_V, HEAD_DIM_QK - HEAD_DIM_V)
+            q, q_rope = q.view(len(q), -1, HEAD_DIM_QK).split(sizes, -1)
+            k, k_rope = k.split(sizes, -1)
+            return self.layer(q, k, k, batch, q_rope=q_rope, k_rope=k_rope)
 
     def check(
         self, out: Tensor, q: Tensor, kv_lens: tuple[int, ...], rows: Tensor, target: str

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,6 +34,7 @@ from sglang.srt.models.deepseek_common.utils import FORWARD_ABSORB_CORE_ATTENTIO
 from sglang.srt.runtime_context import get_parallel
 
 from hipdecode.integrations.sglang.pack_triton import pack as pack_on_gpu
+from hipdecode.integrations.sglang.rows_triton import take
 from hipdecode.integrations.sglang.steps import Buffers, Deal, pack
 
 CONTEXT = 160
@@ -52,7 +55,7 @@ class Job:
 JOBS = {
     "decode": Job((33, 1, 2, 130)),
     "pages": Job((1, 31, 32, 33, 129), page_size=16),
-    "fp8": Job((65, 3), page_size=16, fp8=True, k_scale=0.05),
+    "fp8": Job((65, 3), page_size=16, fp8=True, k_scale=0.0625),
     "all to all": Job((40, 1), a2a=True),
     "verification": Job((3, 37, 100), drafts=3),
     "verification of pages": Job((4, 7, 65, 128), drafts=4, page_size=16, fp8=True),
@@ -95,9 +98,10 @@ class SharedEngine(Engine):
             scale = self.layer.k_scale_float or 1.0
             latents = (self.normal(kv_len, 1, HEAD_DIM_QK) / scale).to(self.cache.dtype)
             own = slots % ranks == rank
-            indexable(self.cache)[slots[own] // ranks] = indexable(latents)[own]
+            places = (slots[own] // ranks).to(self.device)
+            indexable(self.cache)[places] = indexable(latents)[own.to(self.device)]
             self.keys.append(latents)
-        return rows
+        return rows.to(self.device)
 
     def remember(self, k: Tensor, q_len: int) -> None:
         """The new tokens, for the answer over all ranks."""
@@ -106,11 +110,13 @@ class SharedEngine(Engine):
             indexable(keys)[-q_len:] = indexable(new)
 
 
-def run(job: Job) -> dict[str, object]:
-    """One step of this rank's heads."""
+def decode(
+    job: Job, device: torch.device, gather: Callable[..., tuple[Tensor, Tensor]]
+) -> dict[str, Any]:
+    """One step over this rank's keys; `gather` makes q of all ranks' heads of this rank's parts."""
     parallel, q_len = get_parallel(), job.drafts or 1
     engine = SharedEngine(
-        torch.device("cpu"),
+        device,
         batch=len(job.kv_lens),
         context=CONTEXT,
         nhead=HEADS,
@@ -132,18 +138,29 @@ def run(job: Job) -> dict[str, object]:
     k = engine.normal(count, 1, HEAD_DIM_QK)
     whole = engine.normal(count, HEADS * parallel.attn_dcp_size, HEAD_DIM_QK)
     engine.remember(k, q_len)
-    own = whole.narrow(1, HEADS * parallel.attn_dcp_rank, HEADS)
     sizes = (HEAD_DIM_V, HEAD_DIM_QK - HEAD_DIM_V)
-    q_nope, q_rope = all_gather_q_for_mla_decode(*own.split(sizes, -1))
+    q_nope, q_rope = gather(*(part.contiguous() for part in whole.split(sizes, -1)))
     k_nope, k_rope = k.split(sizes, -1)
     engine.backend.init_forward_metadata(batch)
     with engine.served_by(engine.backend):
         o, lse = layer(q_nope, k_nope, k_nope, batch, q_rope=q_rope, k_rope=k_rope)
-    o = o.view(count, -1, HEAD_DIM_V)
     return {
         "q": whole, "keys": [indexable(keys) for keys in engine.keys], "dtype": engine.cache.dtype,
-        "scaling": layer.scaling, "part": (o.clone(), lse.clone()), "out": merged(o, lse, job.a2a),
+        "scaling": layer.scaling, "part": (o.view(count, -1, HEAD_DIM_V), lse),
     }  # fmt: skip
+
+
+def own_heads(*parts: Tensor) -> tuple[Tensor, Tensor]:
+    """As the model: each rank has its heads, and SGLang gathers them."""
+    first = HEADS * get_parallel().attn_dcp_rank
+    return all_gather_q_for_mla_decode(*(part.narrow(1, first, HEADS) for part in parts))
+
+
+def run(job: Job) -> dict[str, Any]:
+    """A step of the model on this rank."""
+    result = decode(job, torch.device("cpu"), own_heads)
+    o, lse = (part.clone() for part in result["part"])
+    return {**result, "out": merged(o, lse, job.a2a)}
 
 
 def merged(o: Tensor, lse: Tensor, a2a: bool) -> Tensor:
@@ -175,6 +192,31 @@ def check_page_lists(device: torch.device, page_size: int, ranks: int) -> None:
             assert torch.equal(getattr(steps[0], name), getattr(steps[1], name).cpu()), name
 
 
+def check_new_tokens(device: torch.device, fp8: bool, ranks: int) -> None:
+    """Queries that the kernel joins and latents that it stores, against plain torch."""
+    generator = torch.Generator().manual_seed(ranks)
+    rows, nhead, capacity = 5, 6, 40
+    dtype = torch.float8_e4m3fn if fp8 else torch.bfloat16
+    q = torch.randn(nhead, rows, 576, generator=generator).bfloat16().transpose(0, 1)
+    # the interpreter does not round to fp8 as GPUs do: values that need no rounding
+    k = torch.randn(rows, 1, 576, generator=generator).to(dtype).bfloat16() / (2 if fp8 else 1)
+    slots = torch.tensor([7, 0, capacity * ranks, 8, 3])
+    scale = torch.tensor(0.5) if fp8 else None
+    for rank in range(ranks):
+        want = torch.zeros(capacity, 1, 576, dtype=dtype)
+        got = want.clone().to(device)
+        for row in (0, 3, 4):
+            if slots[row] % ranks == rank:
+                new = (k[row] * 2 if fp8 else k[row]).to(dtype)
+                indexable(want)[slots[row] // ranks] = indexable(new)
+        parts = [part.to(device) for part in (*q.split((512, 64), -1), *k.split((512, 64), -1))]
+        parts[0] = parts[0].transpose(0, 1).contiguous().transpose(0, 1)  # as a batched product
+        more = (None if scale is None else scale.to(device), slots.to(device), got)
+        joined = take(*parts, *more, Deal(1, ranks, rank))
+        assert torch.equal(joined.cpu(), q)
+        assert torch.equal(indexable(got).cpu(), indexable(want))
+
+
 def main(rank: int, ranks: int, folder: Path) -> None:
     """Runs all jobs."""
     init_distributed_environment(
@@ -190,6 +232,7 @@ def main(rank: int, ranks: int, folder: Path) -> None:
         assert FORWARD_ABSORB_CORE_ATTENTION_BACKENDS.count(NAME) == 1
         for page_size, count in itertools.product((1, 16), (1, 2, 3)):
             check_page_lists(torch.device("cpu"), page_size, count)
+            check_new_tokens(torch.device("cpu"), page_size > 1, count)
         assert not forward_mla.is_mla_dcp_lse_base_on_e("flashinfer")
     torch.save(results, folder / f"{rank}.pt")
 

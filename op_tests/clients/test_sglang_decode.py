@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 pytest.importorskip("sglang", reason="needs the clients extra: make test-clients")
 
-from sglang_engine import Engine, ForwardBatch, ForwardMode
+from sglang_engine import ATTENTION_BACKENDS, NAME, Engine, ForwardBatch, ForwardMode
 
 from hipdecode.errors import BadArgument
 from hipdecode.testing.calls import captured
@@ -135,6 +137,32 @@ def test_empty_requests_and_empty_batches_decode_to_nothing(target: str, device)
     engine.backend.init_forward_metadata(idle)
 
 
+def test_both_halves_of_two_batch_overlap_decode(target: str, device) -> None:
+    from sglang.srt.layers.attention.tbo_backend import TboAttnBackend
+
+    engine, kv_lens = Engine(device, page_size=16), (5, 70, 33, 500)
+    rows = engine.serve(kv_lens)
+    whole = engine.batch(ForwardMode.DECODE, kv_lens, rows, 1)
+    halves = [slice(0, 1), slice(1, None)]
+    whole.tbo_children = [
+        engine.batch(ForwardMode.DECODE, kv_lens[half], rows[half], 1) for half in halves
+    ]
+    overlapped = TboAttnBackend.init_new(lambda: ATTENTION_BACKENDS[NAME](engine.runner))
+    overlapped.init_forward_metadata(whole)
+    for half, child, batch in zip(halves, overlapped.children, whole.tbo_children, strict=True):
+        engine.backend = child
+        q, k = engine.inputs(len(kv_lens[half]))
+        engine.check(engine.attend(batch, q, k), q, kv_lens[half], rows[half], target)
+
+
+def test_drafts_of_several_lengths_in_a_batch_are_refused_by_name(device) -> None:
+    engine = Engine(device, drafts=3)
+    batch = engine.batch(ForwardMode.TARGET_VERIFY, (8, 9), engine.serve((8, 9)), 3)
+    batch.spec_info = SimpleNamespace(ragged_verify_layout=object())
+    with pytest.raises(BadArgument, match="ragged_verify_layout"):
+        engine.backend.init_forward_metadata(batch)
+
+
 def test_steps_of_one_size_reuse_every_buffer(target: str, device) -> None:
     engine = Engine(device)
     run(engine, ForwardMode.DECODE, RAGGED, target)
@@ -170,3 +198,17 @@ def test_an_argument_of_another_backend_is_refused_by_name(name: str, device) ->
     q, _ = engine.inputs(1)
     with pytest.raises(BadArgument, match=name):
         engine.backend.forward_decode(q, None, None, engine.layer, None, **{name: q})
+
+
+def test_prompts_go_on_with_queries_and_keys_joined(device) -> None:
+    engine = Engine(device)
+    taken = []
+    engine.backend._extend = SimpleNamespace(forward_extend=lambda *given: taken.extend(given))
+    batch = engine.batch(ForwardMode.EXTEND, (2,), engine.serve((2,)), 2)
+    q, k = engine.inputs(2)
+    parts = [*q.view(2, -1, 576).split((512, 64), -1), *k.split((512, 64), -1)]
+    engine.backend.forward_extend(
+        parts[0], parts[2], parts[2], engine.layer, batch, q_rope=parts[1], k_rope=parts[3]
+    )
+    assert torch.equal(taken[0].view_as(q), q)
+    assert torch.equal(taken[1], k)

@@ -110,3 +110,26 @@ def test_a_draft_that_is_not_done_is_refused_by_the_option(option: str, values, 
     get_context().override("test", **values)
     with pytest.raises(BadArgument, match=option):
         ATTENTION_BACKENDS[NAME](runner)
+
+
+def test_a_model_of_sparse_attention_is_refused_by_the_option(device) -> None:
+    runner = Engine(device).runner
+    runner.model_config.hf_config = SimpleNamespace(
+        architectures=["DeepseekV32ForCausalLM"], index_topk=2048
+    )
+    with pytest.raises(BadArgument, match=r"--attention-backend.*dsa"):
+        ATTENTION_BACKENDS[NAME](runner)
+
+
+def test_models_hand_over_parts_only_where_one_launch_takes_them(device, monkeypatch) -> None:
+    """And never those that scale queries where they join them."""
+    from sglang.srt.models.deepseek_common import utils
+
+    names = ["triton"]
+    monkeypatch.setattr(utils, "FORWARD_ABSORB_CORE_ATTENTION_BACKENDS", names)
+    runner = Engine(device).runner
+    assert names == (["triton"] if device.type == "cpu" else ["triton", NAME])
+    names[:] = []
+    runner.model_config.hf_text_config.llama_4_scaling = {"beta": 0.1}
+    ATTENTION_BACKENDS[NAME](runner)
+    assert names == []

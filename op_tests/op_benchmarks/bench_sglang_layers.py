@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Decode steps of all attention layers inside SGLang, with and without hipdecode.
 
-Layers, pools, batches and the backends beside ours are SGLang's own: its `triton`, and `flashinfer`
-where FlashInfer is importable. In every layer the new tokens are stored and attended, the parts of
+Layers, pools, batches and the backends beside ours are SGLang's own: its `triton`, and with bf16 `flashinfer`
+where that is importable. In every layer the new tokens are stored and attended, the parts of
 queries and keys given as SGLang's DeepSeek model gives them to that backend; a step is what the
 backend does with lengths and pages beforehand and the replay of one graph of all layers. The caches
 hold random latents of the lengths asked for. Needs SGLang: make test-clients.
@@ -11,10 +11,10 @@ hold random latents of the lengths asked for. Needs SGLang: make test-clients.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 
 from sglang_engine import (
     ATTENTION_BACKENDS,
+    FORWARD_ABSORB_CORE_ATTENTION_BACKENDS,
     HEAD_DIM_QK,
     HEAD_DIM_V,
     NAME,
@@ -36,7 +37,6 @@ from sglang_engine import (
 
 # isort: split
 import sglang
-from sglang.srt.models.deepseek_common.utils import FORWARD_ABSORB_CORE_ATTENTION_BACKENDS
 
 from hipdecode.testing import layer_steps
 from hipdecode.testing.layer_steps import Contender, Setup
@@ -133,7 +133,8 @@ def build(setup: Setup) -> Mapping[str, Callable[[], Contender]]:
     """hipdecode and SGLang's backends that run on this machine."""
     model = Model(setup)
     names = [NAME, "triton" if setup.device.type == "cuda" else "torch_native"]
-    if setup.device.type == "cuda" and importlib.util.find_spec("flashinfer") is not None:
+    # with fp8 it would widen whole pools in every layer
+    if setup.device.type == "cuda" and setup.kv_dtype == "bf16" and find_spec("flashinfer"):
         names.append("flashinfer")
     return {name: partial(model.contender, name) for name in names}
 

@@ -81,28 +81,36 @@ def create_backend(runner: Any) -> Any:  # noqa: ANN401
     """
     module = importlib.import_module("hipdecode.integrations.sglang.backend")
     backend = module.HipdecodeAttnBackend(runner)
-    if backend.deal.ranks > 1:
-        _tell_models()
+    _tell_models(backend.device.type == "cuda", backend.deal.ranks > 1, runner.model_config)
     return backend
 
 
-def _tell_models() -> None:
-    """Ranks that share keys: SGLang's MLA models know what backends return by their names alone."""
-    utils = importlib.import_module("sglang.srt.models.deepseek_common.utils")
-    hooks = importlib.import_module("sglang.srt.plugins.hook_registry")
-    names = utils.FORWARD_ABSORB_CORE_ATTENTION_BACKENDS
-    folder = "sglang.srt.models.deepseek_common.attention_forward_methods"
-    target = f"{folder}.forward_mla{'' if torch.version.hip is None else '_rocm'}"
-    # The models for ROCm merge results of every name; the others only of those in this list.
-    if NAME in names or target in _told:
+def _tell_models(on_gpu: bool, shares_keys: bool, model_config: Any) -> None:  # noqa: ANN401
+    """SGLang's MLA models know by names alone what a backend takes and returns."""
+    if not (on_gpu or shares_keys):
         return
-    if torch.version.hip is None:
-        names.append(NAME)
-    _told.add(target)
-    hooks.HookRegistry.register(
-        f"{target}.is_mla_dcp_lse_base_on_e", _is_natural, hooks.HookType.AROUND
-    )
-    hooks.HookRegistry.apply_hooks()
+    utils = importlib.import_module("sglang.srt.models.deepseek_common.utils")
+    folder = "sglang.srt.models.deepseek_common.attention_forward_methods"
+    if torch.version.hip is not None:
+        target = f"{folder}.forward_mla_rocm"
+    else:
+        target = f"{folder}.forward_mla"
+        names = utils.FORWARD_ABSORB_CORE_ATTENTION_BACKENDS
+        # Queries and keys come in parts: one launch of ours takes them, two of torch's join them.
+        # The models scale queries of this kind only where they join them.
+        if not scales_queries(model_config) and NAME not in names:
+            names.append(NAME)
+    if shares_keys and target not in _told:
+        _told.add(target)
+        hooks = importlib.import_module("sglang.srt.plugins.hook_registry")
+        name = f"{target}.is_mla_dcp_lse_base_on_e"
+        hooks.HookRegistry.register(name, _is_natural, hooks.HookType.AROUND)
+        hooks.HookRegistry.apply_hooks()
+
+
+def scales_queries(model_config: Any) -> bool:  # noqa: ANN401
+    """Whether the model scales queries by their position, as Mistral Large 3 does."""
+    return getattr(model_config.hf_text_config, "llama_4_scaling", None) is not None
 
 
 _told: set[str] = set()

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.verify_mask import VerifyMask, maybe_create_verify_mask
-from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MLATokenToKVPool
 from sglang.srt.runtime_context import get_parallel, get_spec
 from torch import Tensor
 
@@ -78,6 +79,10 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         self._extend: Any = None
         self._verify_mask: VerifyMask | None = None
         self._checked: set[int] = set()
+        self._take: Callable[..., Tensor] | None = None
+        # pools derived from this one store in ways of their own
+        if self.device.type == "cuda" and type(self.token_to_kv_pool) is MLATokenToKVPool:
+            self._take = importlib.import_module(".rows_triton", __package__).take
 
     @property
     def verify_mask(self) -> VerifyMask | None:
@@ -115,7 +120,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         batch = forward_batch.batch_size
         if batch == 0:
             return
-        q_len = self._q_len(forward_batch.forward_mode)
+        q_len = self._q_len(forward_batch)
         tokens = forward_batch.seq_lens_sum
         if tokens is None:
             tokens = batch * self.req_to_token.shape[1]
@@ -139,7 +144,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         if self._graph is None:
             raise BadArgument("init_cuda_graph_state: expected a call before a graph is captured")
         if forward_batch.batch_size > 0:
-            q_len = self._q_len(forward_batch.forward_mode)
+            q_len = self._q_len(forward_batch)
             self._fill(self._graph, forward_batch, q_len, None)
 
     def forward_decode(
@@ -176,15 +181,10 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
             BadArgument: the layer or an argument asks for what is not done, by SGLang's name.
         """
         self._check(layer, kwargs)
-        if k is not None and save_kv_cache:
-            self._store(layer, forward_batch, k, k_rope)
+        rows = self._rows(layer, forward_batch, q, q_rope, k if save_kv_cache else None, k_rope)
         step = self.forward_metadata
         assert step is not None, "init_forward_metadata comes before the layers"
-        nhead = layer.tp_q_head_num
-        rows = q.reshape(-1, nhead, layer.head_dim if q_rope is None else layer.v_head_dim)
-        if q_rope is not None:
-            rows = torch.cat([rows, q_rope.reshape(rows.shape[0], nhead, -1)], -1)
-        out = q.new_empty((rows.shape[0], nhead, layer.v_head_dim))
+        out = q.new_empty((*rows.shape[:2], layer.v_head_dim))
         shared = self.deal.ranks > 1
         lse = q.new_empty(out.shape[:2], dtype=torch.float32) if shared else None
         mla_decode(
@@ -205,6 +205,37 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
             workspace=self._workspace,
         )
         return out.flatten(1) if lse is None else (out.flatten(1), lse)
+
+    def _rows(
+        self,
+        layer: Any,  # noqa: ANN401
+        forward_batch: Any,  # noqa: ANN401
+        q: Tensor,
+        q_rope: Tensor | None,
+        k: Tensor | None,
+        k_rope: Tensor | None,
+    ) -> Tensor:
+        """Queries [rows, nhead, head_dim_qk], after new latents went into the pool."""
+        nhead, columns = layer.tp_q_head_num, layer.v_head_dim
+        if q_rope is None:
+            rows = q.reshape(-1, nhead, layer.head_dim)
+        elif self._take is not None and k is not None and k_rope is not None:
+            return self._take(
+                q.view(-1, nhead, columns),
+                q_rope.view(-1, nhead, layer.head_dim - columns),
+                k.view(-1, 1, columns),
+                k_rope.view(-1, 1, layer.head_dim - columns),
+                layer.k_scale,
+                forward_batch.out_cache_loc,
+                self.token_to_kv_pool.get_key_buffer(layer.layer_id),
+                self.deal,
+            )
+        else:
+            parts = (q.reshape(-1, nhead, columns), q_rope.reshape(-1, nhead, q_rope.shape[-1]))
+            rows = torch.cat(parts, -1)
+        if k is not None:
+            self._store(layer, forward_batch, k, k_rope)
+        return rows
 
     def _store(self, layer: Any, forward_batch: Any, k: Tensor, k_rope: Tensor | None) -> None:  # noqa: ANN401
         """New latents into the pool, divided by the scale with which they are read."""
@@ -233,6 +264,10 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         """Verification and extension of a draft as forward_decode; prefill on another backend."""
         if _is_ours(forward_batch.forward_mode):
             return self.forward_decode(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+        q_rope, k_rope = kwargs.pop("q_rope", None), kwargs.pop("k_rope", None)
+        if q_rope is not None:  # SGLang's triton takes them joined
+            q = torch.cat([q, q_rope], -1)
+            k = k if k is None or k_rope is None else torch.cat([k, k_rope], -1)
         return self._prefill().forward_extend(
             q, k, v, layer, forward_batch, save_kv_cache, **kwargs
         )
@@ -250,9 +285,16 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
             self._extend = registry.ATTENTION_BACKENDS[name](self.runner)
         return self._extend
 
-    def _q_len(self, mode: Any) -> int:  # noqa: ANN401
-        drafted = mode.is_target_verify() or mode.is_draft_extend_v2()
-        return self.num_draft_tokens if drafted else 1
+    def _q_len(self, forward_batch: Any) -> int:  # noqa: ANN401
+        mode = forward_batch.forward_mode
+        if not (mode.is_target_verify() or mode.is_draft_extend_v2()):
+            return 1
+        if getattr(forward_batch.spec_info, "ragged_verify_layout", None) is not None:
+            raise BadArgument(
+                "ragged_verify_layout: expected None, got drafts of several lengths in a batch; "
+                "choose another --decode-attention-backend"
+            )
+        return self.num_draft_tokens
 
     def _fill(
         self,

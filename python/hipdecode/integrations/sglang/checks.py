@@ -6,13 +6,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from sglang.srt.configs.model_config import is_deepseek_dsa
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.runtime_context import get_parallel, get_spec
 
 from hipdecode.arguments import DTYPE_NAMES
 from hipdecode.errors import BadArgument
 
-from . import NAME
+from . import NAME, scales_queries
 
 MAX_Q_LEN = 16
 
@@ -29,6 +30,12 @@ def check_runner(runner: Any) -> None:  # noqa: ANN401
     for name, wrong, want, got in (
         ("--attention-backend", not runner.use_mla_backend, "an MLA model", "another"),
         (
+            "--attention-backend",
+            is_deepseek_dsa(runner.model_config.hf_config),
+            "a model with dense attention",
+            "one with DeepSeek's sparse attention; use dsa",
+        ),
+        (
             "--dcp-size",
             ranks > 1 and runner.is_draft_worker,
             "1 where the draft model, too, runs",
@@ -40,6 +47,12 @@ def check_runner(runner: Any) -> None:  # noqa: ANN401
             "1 where prompts, too, run",
             f"{ranks}; choose --prefill-attention-backend flashinfer (aiter on ROCm) and "
             f"--decode-attention-backend {NAME}",
+        ),
+        (
+            "--dcp-size",
+            ranks > 1 and scales_queries(runner.model_config),
+            "1 for a model with llama_4_scaling",
+            ranks,
         ),
         ("--speculative-eagle-topk", topk != 1, "1 (a chain of drafts)", topk),
         ("--speculative-num-draft-tokens", drafts > MAX_Q_LEN, f"at most {MAX_Q_LEN}", drafts),

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Decode steps of all attention layers inside SGLang, with and without hipdecode.
 
-Layers, pools, batches and the backends beside ours are SGLang's own: its `triton`, and with bf16 `flashinfer`
-where that is importable. In every layer the new tokens are stored and attended, the parts of
+Layers, pools, batches and the backends beside ours are SGLang's own: `triton`, and `flashinfer`
+(bf16) where that is importable. In every layer the new tokens are stored and attended, the parts of
 queries and keys given as SGLang's DeepSeek model gives them to that backend; a step is what the
 backend does with lengths and pages beforehand and the replay of one graph of all layers. The caches
 hold random latents of the lengths asked for. Needs SGLang: make test-clients.

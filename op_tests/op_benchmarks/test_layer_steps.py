@@ -36,6 +36,14 @@ def absent() -> Contender:
     raise ImportError("no such engine")
 
 
+def test_a_failure_of_ours_ends_the_measurement() -> None:
+    with pytest.raises(ImportError, match="no such engine"):
+        layer_steps.run(
+            lambda _: {"hipdecode": absent}, {}, layers=1, nhead=(1,), batch_sizes=(1,),
+            trace=None, kv_len=2, kv_dtype="bf16", page_size=1, rounds=1, steps=1, out=None,
+        )  # fmt: skip
+
+
 def test_contenders_are_timed_checked_and_told_apart(tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     layer_steps.run(

@@ -76,6 +76,14 @@ def device(target: str) -> torch.device:
 
 
 @pytest.fixture(scope="session")
+def gpu(device: torch.device) -> torch.device:
+    """As `device`, for tests of graphs, streams and asynchrony, which a CPU has not."""
+    if device.type != "cuda":
+        pytest.skip("graphs and streams: a machine with a GPU runs it, --target sm_90")
+    return device
+
+
+@pytest.fixture(scope="session")
 def check(target: str, device: torch.device) -> Checker:
     """Runs one case and compares it with the oracle."""
     return Checker(target, device)

@@ -39,11 +39,9 @@ def test_greedy_step_carries_itself_on_over_page_boundaries() -> None:
 
 
 @pytest.mark.gpu
-def test_replays_choose_what_eager_steps_do(device: torch.device) -> None:
-    if device.type != "cuda":
-        pytest.skip("graphs: a machine with a GPU runs it, --target sm_90")
+def test_replays_choose_what_eager_steps_do(gpu: torch.device) -> None:
     room = len(PROMPT) + TOKENS
-    model = absorb(tiny_model().to(device), hipdecode.mla_decode)
+    model = absorb(tiny_model().to(gpu), hipdecode.mla_decode)
     cache = serve_on(model, batch=1, capacity=room, dtype=torch.bfloat16)
     want = bytes(continue_prompt(model, cache, PROMPT, TOKENS))
     cache = serve_on(model, batch=1, capacity=room, dtype=torch.bfloat16)

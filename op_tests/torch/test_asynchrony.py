@@ -52,12 +52,8 @@ def warm_step(name: str, inputs: MlaInputs, device: torch.device) -> Callable[[]
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", STEPS)
-def test_a_warm_step_allocates_nothing_and_waits_for_nothing(
-    device: torch.device, name: str
-) -> None:
-    if device.type != "cuda":
-        pytest.skip("asynchrony: a machine with a GPU runs it, --target sm_90")
-    step = warm_step(name, cases.to_device(cases.make_inputs(CASE), device), device)
+def test_a_warm_step_allocates_nothing_and_waits_for_nothing(gpu: torch.device, name: str) -> None:
+    step = warm_step(name, cases.to_device(cases.make_inputs(CASE), gpu), gpu)
     assert_asynchronous(step)
 
 

@@ -141,27 +141,23 @@ def test_replays_follow_new_contents_bit_for_bit(
 @pytest.mark.gpu
 @pytest.mark.parametrize("routes", [("hk-3", "hk-3"), ("hk-1", "persistent"), ("persistent",) * 2])
 def test_two_streams_decode_at_once_in_their_own_workspaces(
-    device: torch.device, routes: tuple[str, str]
+    gpu: torch.device, routes: tuple[str, str]
 ) -> None:
-    if device.type != "cuda":
-        pytest.skip("streams: a machine with a GPU runs it, --target sm_90")
     both = []
     for case, route in zip(variants(FIRST, 2), routes, strict=True):
-        buffers = Buffers(case, device)
+        buffers = Buffers(case, gpu)
         buffers.fill(case)
-        call = step(buffers, route, hipdecode.Workspace(device))
+        call = step(buffers, route, hipdecode.Workspace(gpu))
         both.append((call, buffers.out, buffers.lse))
     assert_alone_or_at_once(both)
 
 
 @pytest.mark.gpu
-def test_threads_on_streams_of_their_own_get_workspaces_of_their_own(device: torch.device) -> None:
-    if device.type != "cuda":
-        pytest.skip("streams: a machine with a GPU runs it, --target sm_90")
+def test_threads_on_streams_of_their_own_get_workspaces_of_their_own(gpu: torch.device) -> None:
     held = []
     for stream in (torch.cuda.Stream(), torch.cuda.Stream()):
         with torch.cuda.stream(stream):
-            held.append(default_workspace(device))
+            held.append(default_workspace(gpu))
     assert held[0] is not held[1]
 
 
@@ -182,9 +178,7 @@ except errors.NotWarmed as error:
 
 
 @pytest.mark.gpu
-def test_capture_without_a_warm_up_names_the_call_to_make(device: torch.device) -> None:
-    if device.type != "cuda":
-        pytest.skip("graphs: a machine with a GPU runs it, --target sm_90")
+def test_capture_without_a_warm_up_names_the_call_to_make(gpu: torch.device) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _COLD],
         capture_output=True,
@@ -196,14 +190,12 @@ def test_capture_without_a_warm_up_names_the_call_to_make(device: torch.device) 
 
 
 @pytest.mark.gpu
-def test_capture_with_a_workspace_too_small_is_refused(device: torch.device) -> None:
-    if device.type != "cuda":
-        pytest.skip("graphs: a machine with a GPU runs it, --target sm_90")
-    buffers = Buffers(FIRST, device)
+def test_capture_with_a_workspace_too_small_is_refused(gpu: torch.device) -> None:
+    buffers = Buffers(FIRST, gpu)
     buffers.fill(FIRST)
-    step(buffers, "hk-3", hipdecode.Workspace(device))()
+    step(buffers, "hk-3", hipdecode.Workspace(gpu))()
     torch.cuda.synchronize()
-    cold = step(buffers, "hk-3", hipdecode.Workspace(device))
+    cold = step(buffers, "hk-3", hipdecode.Workspace(gpu))
     refused = pytest.raises(NotWarmed, match="run the largest step once")
     with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
         cold()
@@ -211,11 +203,9 @@ def test_capture_with_a_workspace_too_small_is_refused(device: torch.device) -> 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("route", ["hk-3", "persistent"])
-def test_a_graph_replays_after_its_workspace_has_grown(device: torch.device, route: str) -> None:
-    if device.type != "cuda":
-        pytest.skip("graphs: a machine with a GPU runs it, --target sm_90")
-    workspace = hipdecode.Workspace(device)
-    buffers = Buffers(FIRST, device)
+def test_a_graph_replays_after_its_workspace_has_grown(gpu: torch.device, route: str) -> None:
+    workspace = hipdecode.Workspace(gpu)
+    buffers = Buffers(FIRST, gpu)
     buffers.fill(FIRST)
     call = step(buffers, route, workspace)
     call()
@@ -226,7 +216,7 @@ def test_a_graph_replays_after_its_workspace_has_grown(device: torch.device, rou
     before = workspace.nbytes
     workspace.splits(64, 128, 512, 16, 4096)
     assert workspace.nbytes > before
-    taken = [torch.full((1 << 20,), float("nan"), device=device) for _ in range(32)]
+    taken = [torch.full((1 << 20,), float("nan"), device=gpu) for _ in range(32)]
     graph.replay()
     torch.cuda.synchronize()
     assert all(map(torch.equal, bits(buffers.out, buffers.lse), want))
@@ -236,13 +226,11 @@ def test_a_graph_replays_after_its_workspace_has_grown(device: torch.device, rou
 @pytest.mark.gpu
 @pytest.mark.parametrize("route", ["hk-3", "persistent"])
 def test_graphs_captured_on_a_stream_that_was_never_warm_replay(
-    device: torch.device, route: str
+    gpu: torch.device, route: str
 ) -> None:
-    if device.type != "cuda":
-        pytest.skip("graphs: a machine with a GPU runs it, --target sm_90")
     graphs = []
     for case in variants(FIRST, 2):
-        buffers = Buffers(FIRST, device)
+        buffers = Buffers(FIRST, gpu)
         buffers.fill(case)
         call = step(buffers, route, None)
         call()

@@ -82,14 +82,12 @@ def test_replays_follow_new_lists_and_lengths_bit_for_bit(
 @pytest.mark.gpu
 @pytest.mark.parametrize("splits", [1, 3])
 def test_two_streams_decode_at_once_in_their_own_workspaces(
-    splits: int, target: str, device: torch.device
+    splits: int, target: str, gpu: torch.device
 ) -> None:
-    if device.type != "cuda":
-        pytest.skip("streams: a machine with a GPU runs it, --target sm_90")
     both = []
     for case in variants(largest("v4", "lengths", 128), 2):
-        buffers = SparseBuffers(case, target, device)
-        call = step(buffers, splits, hipdecode.Workspace(device))
+        buffers = SparseBuffers(case, target, gpu)
+        call = step(buffers, splits, hipdecode.Workspace(gpu))
         both.append((call, buffers.out, buffers.lse))
     assert_alone_or_at_once(both)
 
@@ -97,11 +95,9 @@ def test_two_streams_decode_at_once_in_their_own_workspaces(
 @pytest.mark.gpu
 @pytest.mark.parametrize("splits", [None, 1, 3])
 def test_a_warm_call_allocates_nothing_and_waits_for_nothing(
-    splits: int | None, target: str, device: torch.device
+    splits: int | None, target: str, gpu: torch.device
 ) -> None:
-    if device.type != "cuda":
-        pytest.skip("asynchrony: a machine with a GPU runs it, --target sm_90")
-    call = step(SparseBuffers(largest("v32", "lengths"), target, device), splits)
+    call = step(SparseBuffers(largest("v32", "lengths"), target, gpu), splits)
     call()
     call()
     assert_asynchronous(call)

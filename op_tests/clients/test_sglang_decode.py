@@ -137,6 +137,28 @@ def test_empty_requests_and_empty_batches_decode_to_nothing(target: str, device)
     engine.backend.init_forward_metadata(idle)
 
 
+def test_deterministic_inference_gives_a_request_the_same_bits_in_any_batch(
+    target: str, device
+) -> None:
+    from sglang.srt.runtime_context import get_context
+
+    kv_lens = (300, 7, 640, 65)
+    engine = Engine(device)
+    get_context().override("test", enable_deterministic_inference=True)
+    engine.backend = ATTENTION_BACKENDS[NAME](engine.runner)
+    rows = engine.serve(kv_lens)
+    q, k = engine.inputs(len(kv_lens))
+    outs = []
+    for some in (slice(0, 4), slice(0, 1), slice(2, 4)):
+        batch = engine.batch(ForwardMode.DECODE, kv_lens[some], rows[some], 1)
+        engine.backend.init_forward_metadata(batch)
+        outs.append(engine.attend(batch, q[some], k[some]))
+    engine.check(outs[0], q, kv_lens, rows, target)
+    assert torch.equal(outs[0][:1], outs[1])
+    assert torch.equal(outs[0][2:], outs[2])
+    assert engine.backend.forward_metadata.plan is None
+
+
 def test_both_halves_of_two_batch_overlap_decode(target: str, device) -> None:
     from sglang.srt.layers.attention.tbo_backend import TboAttnBackend
 

@@ -43,10 +43,11 @@ def test_the_option_takes_the_name_for_all_steps_and_for_decode_alone() -> None:
 
 
 def test_registering_twice_leaves_one_choice() -> None:
-    from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES
+    from sglang.srt.arg_groups import choices
 
     register()
-    assert ATTENTION_BACKEND_CHOICES.count(NAME) == 1
+    assert choices.ATTENTION_BACKEND_CHOICES.count(NAME) == 1
+    assert choices.DETERMINISTIC_ATTENTION_BACKEND_CHOICES.count(NAME) == 1
     assert NAME in ATTENTION_BACKENDS
 
 
@@ -109,6 +110,17 @@ def test_a_draft_that_is_not_done_is_refused_by_the_option(option: str, values, 
     runner = Engine(device).runner
     get_context().override("test", **values)
     with pytest.raises(BadArgument, match=option):
+        ATTENTION_BACKENDS[NAME](runner)
+
+
+def test_trees_of_ngrams_are_refused_by_their_own_option(device) -> None:
+    from sglang.srt.runtime_context import get_context
+    from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+    runner = Engine(device).runner
+    runner.spec_algorithm = SpeculativeAlgorithm.NGRAM
+    get_context().override("test", speculative_eagle_topk=10)  # as SGLang sets it for them
+    with pytest.raises(BadArgument, match="--speculative-ngram-max-bfs-breadth"):
         ATTENTION_BACKENDS[NAME](runner)
 
 

@@ -68,6 +68,7 @@ def register() -> None:
         return
     if NAME not in choices.ATTENTION_BACKEND_CHOICES:
         choices.add_attention_backend_choices([NAME])
+        choices.add_deterministic_attention_backend_choices([NAME])
     registry.register_attention_backend(NAME)(create_backend)
     factory = "sglang.srt.speculative.draft_utils.DraftBackendFactory._create_backend"
     hooks.HookRegistry.register(factory, _create_draft_backend, hooks.HookType.AROUND)

@@ -17,7 +17,7 @@ import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.verify_mask import VerifyMask, maybe_create_verify_mask
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MLATokenToKVPool
-from sglang.srt.runtime_context import get_parallel, get_spec
+from sglang.srt.runtime_context import get_exec, get_parallel, get_spec
 from torch import Tensor
 
 from hipdecode import ops
@@ -30,7 +30,7 @@ from hipdecode.shard import KvShard
 from hipdecode.workspace import Workspace
 
 from .checks import check_layer, check_runner
-from .steps import Buffers, Deal, Step, pack
+from .steps import Buffers, Deal, Step, is_ours, pack, rounded
 
 logger = logging.getLogger("hipdecode.sglang")
 
@@ -71,6 +71,8 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         self.head_dim_qk: int = model.kv_lora_rank + model.qk_rope_head_dim
         self.max_context_len: int = model.context_len
         self.num_draft_tokens: int = get_spec().speculative_num_draft_tokens or 0
+        # a request's bits must not depend on its neighbours
+        self.batch_invariant = bool(get_exec().deterministic.enable_deterministic_inference)
         self.forward_metadata: Step | None = None
         self._workspace = Workspace(self.device)
         self._plans: dict[tuple[int, int, bool], MlaPlan] = {}
@@ -114,7 +116,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
 
     def init_forward_metadata(self, forward_batch: Any) -> None:  # noqa: ANN401
         """Lengths and pages of a step that runs as it is."""
-        if not _is_ours(forward_batch.forward_mode):
+        if not is_ours(forward_batch.forward_mode):
             self._prefill().init_forward_metadata(forward_batch)
             return
         batch = forward_batch.batch_size
@@ -129,7 +131,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         pages = batch + self._pages(tokens)
         if batch > self._eager.batch or pages > self._eager.kv_indices.shape[0]:
             self._eager = self._buffers(max(batch, self._eager.batch), 2 * pages)
-        self._fill(self._eager, forward_batch, q_len, _rounded(tokens // batch // self.deal.ranks))
+        self._fill(self._eager, forward_batch, q_len, rounded(tokens // batch // self.deal.ranks))
 
     def init_forward_metadata_out_graph(
         self,
@@ -138,7 +140,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
     ) -> None:
         """Lengths and pages before a graph is captured and before each replay."""
         del in_capture
-        if not _is_ours(forward_batch.forward_mode):
+        if not is_ours(forward_batch.forward_mode):
             self._prefill().init_forward_metadata_out_graph(forward_batch)
             return
         if self._graph is None:
@@ -202,6 +204,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
             lse=lse,
             plan=step.plan,
             kv_len=step.kv_len,
+            batch_invariant=self.batch_invariant,
             workspace=self._workspace,
         )
         return out.flatten(1) if lse is None else (out.flatten(1), lse)
@@ -262,7 +265,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
         """Verification and extension of a draft as forward_decode; prefill on another backend."""
-        if _is_ours(forward_batch.forward_mode):
+        if is_ours(forward_batch.forward_mode):
             return self.forward_decode(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
         q_rope, k_rope = kwargs.pop("q_rope", None), kwargs.pop("k_rope", None)
         if q_rope is not None:  # SGLang's triton takes them joined
@@ -361,6 +364,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
             page_size=self.page_size,
             head_dim_qk=self.head_dim_qk,
             head_dim_v=self.head_dim_v,
+            batch_invariant=self.batch_invariant,
         )
         return route_mla_decode(shape).route == "persistent"
 
@@ -383,14 +387,3 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         if id(layer) not in self._checked:
             check_layer(layer, self.kv_cache_dtype)
             self._checked.add(id(layer))
-
-
-def _is_ours(mode: Any) -> bool:  # noqa: ANN401
-    """Steps of few rows per request, all requests equally many."""
-    return bool(mode.is_decode_or_idle() or mode.is_target_verify() or mode.is_draft_extend_v2())
-
-
-def _rounded(kv_len: int) -> int:
-    """Up to 1/8 of an octave more: routes are remembered, lengths change every step."""
-    grain = max(1 << max(kv_len.bit_length() - 4, 0), 1)
-    return -(-kv_len // grain) * grain

@@ -54,7 +54,14 @@ def check_runner(runner: Any) -> None:  # noqa: ANN401
             "1 for a model with llama_4_scaling",
             ranks,
         ),
-        ("--speculative-eagle-topk", topk != 1, "1 (a chain of drafts)", topk),
+        (
+            "--speculative-ngram-max-bfs-breadth"
+            if runner.spec_algorithm.is_ngram()
+            else "--speculative-eagle-topk",
+            topk != 1,
+            "1 (a chain of drafts)",
+            topk,
+        ),
         ("--speculative-num-draft-tokens", drafts > MAX_Q_LEN, f"at most {MAX_Q_LEN}", drafts),
         (
             "--enable-unified-memory",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -127,3 +127,14 @@ def pack(
     for row, begin, end in zip(req_pool_indices.tolist(), bounds, bounds[1:], strict=False):
         slots = req_to_token[row, rank :: page_size * ranks][: end - begin]
         step.kv_indices[begin:end].copy_(slots // (page_size * ranks))
+
+
+def is_ours(mode: Any) -> bool:  # noqa: ANN401
+    """Steps of few rows per request, all requests equally many."""
+    return bool(mode.is_decode_or_idle() or mode.is_target_verify() or mode.is_draft_extend_v2())
+
+
+def rounded(kv_len: int) -> int:
+    """Up to 1/8 of an octave more: routes are remembered, lengths change every step."""
+    grain = max(1 << max(kv_len.bit_length() - 4, 0), 1)
+    return -(-kv_len // grain) * grain

@@ -39,6 +39,7 @@ from hipdecode.integrations.vllm.sparse_backend import (
     HipdecodeSparseMLABackend,
     HipdecodeSparseMLAImpl,
 )
+from hipdecode.integrations.vllm.step import slots_of_tokens
 from hipdecode.testing import compare
 from hipdecode.testing.sparse_reference import sparse_mla_decode as exact_decode
 
@@ -141,6 +142,24 @@ def test_each_row_attends_to_the_keys_that_were_chosen_for_it(
     given = (q[..., :LATENT], q[..., LATENT:]) if parts else q
     o, lse = layer.layer.impl.forward_mqa(given, layer.cache, metadata, layer.layer)
     assert lse is None
+    want = layer.want(q, step, table, chosen)
+    allowed = compare.allowed_output(want, o.dtype, target, q.dtype)
+    compare.assert_close(o.cpu(), want.o, allowed, what="o")
+
+
+def test_indices_count_the_rows_between_blocks_that_lie_apart(layer: Layer, target: str) -> None:
+    """A cache whose blocks alternate with another layer's, and what vLLM's kernel makes of it."""
+    step = Step((1, 1), (100, 70))
+    table = layer.table(2)
+    layer.write(table, step.kv_lens)
+    chosen = layer.choose(step)
+    apart = torch.full((2 * len(layer.cache), SIZE, 656), 0xFF, dtype=torch.uint8)
+    apart = apart.to(layer.device)[::2].copy_(layer.cache)
+    rows = slots_of_tokens(chosen, torch.arange(2), 2 * table, SIZE).to(layer.device)
+    q = layer.normal((2, NHEAD, 576))
+    o, _ = layer.layer.impl._forward_mqa_kernel(
+        q, apart, rows, (rows >= 0).sum(1).int(), layer=layer.layer, block_size=SIZE, is_decode=True
+    )
     want = layer.want(q, step, table, chosen)
     allowed = compare.allowed_output(want, o.dtype, target, q.dtype)
     compare.assert_close(o.cpu(), want.o, allowed, what="o")

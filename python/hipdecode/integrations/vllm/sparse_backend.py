@@ -27,6 +27,7 @@ from vllm.v1.attention.backend import (
     CommonAttentionMetadata,
     MultipleOf,
 )
+from vllm.v1.attention.backends.mla.sparse_utils import align_blocks_to_rows, flat_kv_row_view
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from hipdecode.errors import UnsupportedShape
@@ -80,6 +81,11 @@ class HipdecodeSparseMLABackend(AttentionBackend):  # type: ignore[misc]
     def get_preferred_block_size(cls, default_block_size: int) -> int:
         """Where `--block-size` says nothing."""
         return PREFERRED_BLOCK_SIZE
+
+    @classmethod
+    def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
+        """Blocks lie whole rows apart: vLLM's kernel makes flat rows of the indices."""
+        return align_blocks_to_rows(spec)
 
     @classmethod
     def is_mla(cls) -> bool:
@@ -252,6 +258,8 @@ class HipdecodeSparseMLAImpl(SparseMLACommonImpl[SparseMLACommonMetadata]):  # t
         block_size: int,
         is_decode: bool,
     ) -> tuple[Tensor, Tensor | None]:
+        if kv_cache.stride(0) != block_size * kv_cache.shape[2]:  # indices count the rows between
+            kv_cache = flat_kv_row_view(kv_cache, block_size)[0].unsqueeze(1)
         return self._attend(q, kv_cache, topk_indices)
 
     def _attend(

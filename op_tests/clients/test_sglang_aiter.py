@@ -135,11 +135,15 @@ except NotImplementedError as error:
 """
 
 
-def test_sglangs_aiter_backend_takes_decode_from_hipdecode_and_names_what_it_lacks() -> None:
+def test_sglangs_aiter_backend_takes_decode_from_hipdecode_and_names_what_it_lacks(
+    request: pytest.FixtureRequest,
+) -> None:
     if importlib.util.find_spec("aiter") is not None:
         pytest.skip("AITER is installed: needs a machine without it")
+    # what `pytest -p` was given may have made SGLang importable
+    plugins = [name for name in request.config.option.plugins if not name.startswith("no:")]
     done = subprocess.run(
-        [sys.executable, "-c", BACKEND],
+        [sys.executable, "-c", "".join(f"import {name}\n" for name in plugins) + BACKEND],
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,

@@ -46,6 +46,8 @@ class PageLists:
         # the last place takes what lies past a request's pages
         self._indices = torch.full((self._capacity + 1,), -1, dtype=int32, device=device)
         self._columns = torch.arange(max_blocks, device=device)
+        if device.type == "cuda":  # compiles the kernel before the first step
+            self.fill(self._indices[:1, None], self._indices[:1], 0)
 
     def fill(
         self, block_table: Tensor, seq_lens: Tensor, max_seq_len: int
@@ -72,9 +74,15 @@ class PageLists:
                 f"blocks, got {batch} of {blocks}; raise --max-num-seqs or --max-model-len"
             )
         size = self._page_size
+        indptr, last = self._indptr[: batch + 1], self._last_page_lens[:batch]
+        if seq_lens.is_cuda and block_table.stride(1) == 1:
+            from .pages_triton import fill
+
+            lists = (indptr, self._indices, last)
+            fill(block_table, seq_lens, blocks * size, size, lists, self._max_batch)
+            return lists
         lens = seq_lens.clamp(0, blocks * size)
         pages = (lens + (size - 1)) >> (size.bit_length() - 1)
-        indptr, last = self._indptr[: batch + 1], self._last_page_lens[:batch]
         torch.cumsum(pages, 0, dtype=torch.int32, out=indptr[1:])
         torch.sub(lens, pages, alpha=size, out=last).add_(size)
         columns = self._columns[:blocks]

@@ -260,15 +260,19 @@ class HipdecodeSparseMLAImpl(SparseMLACommonImpl[SparseMLACommonMetadata]):  # t
     ) -> tuple[Tensor, Tensor | None]:
         if kv_cache.stride(0) != block_size * kv_cache.shape[2]:  # indices count the rows between
             kv_cache = flat_kv_row_view(kv_cache, block_size)[0].unsqueeze(1)
-        return self._attend(q, kv_cache, topk_indices)
+        return self._attend(q, kv_cache, topk_indices, valid_counts)
 
     def _attend(
-        self, q: Tensor | tuple[Tensor, Tensor], cache: Tensor, slots: Tensor
+        self,
+        q: Tensor | tuple[Tensor, Tensor],
+        cache: Tensor,
+        slots: Tensor,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         if isinstance(q, tuple):
             q = torch.cat(q, dim=-1)
         out = torch.empty((*q.shape[:2], V32.latent), dtype=q.dtype, device=q.device)
-        sparse_mla_decode(q, cache, slots, sm_scale=self.scale, out=out)
+        sparse_mla_decode(q, cache, slots, lengths=lengths, sm_scale=self.scale, out=out)
         return out, None
 
     def do_kv_cache_update(

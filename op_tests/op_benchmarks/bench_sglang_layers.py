@@ -61,7 +61,9 @@ class Model:
         self.rows = self.engine.serve(lengths)
         self._fill()
         self.batch = self.engine.batch(ForwardMode.DECODE, lengths, self.rows, 1)
-        self.batch.seq_lens_cpu = torch.tensor(lengths)  # SGLang's scheduler knows them
+        # SGLang's scheduler knows these
+        self.batch.seq_lens_cpu = torch.tensor(lengths)
+        self.batch.positions = self.batch.seq_lens - 1
         q, k = self.engine.inputs(len(lengths))
         sizes = (HEAD_DIM_V, HEAD_DIM_QK - HEAD_DIM_V)
         self.q = q.view(len(lengths), setup.nhead, HEAD_DIM_QK)

@@ -20,6 +20,7 @@ struct MlaDecodeHk {
   static constexpr int kWaves = Tiles::kWaves, kRows = Tiles::kRows;
   static constexpr int32_t kMinSplitTokens = 64, kMostRows = 0x7fffffff;
   static constexpr bool kForesees = requires { Tiles::blocks_at_once(); };
+  static constexpr bool kSpares = requires { Tiles::kSpareWaves; };
   static constexpr bool kMeets = tile::kBlocksMeet;  // for KernelInfo
 
   /// What a request's entry of every list says.
@@ -76,9 +77,20 @@ struct MlaDecodeHk {
         Tile::run(p, work.rows(begin), work.keys, to, tiles);
       if constexpr (kForesees) foresee(p, block, tiles);
       // stage 2: the splits become one
-      if (!work.whole()) merge(tile::reread(p), block, work);
+      if constexpr (!kSpares) merge_where_split(p, block, work);
     }
-    clear_unowned_rows<Shape::kHeadDimV>(tile::reread(p), block);
+    if constexpr (kSpares) {
+      clear_by_spares(p, block);
+      if (work.exists()) merge_where_split(p, block, work);
+    } else {
+      clear_unowned_rows<Shape::kHeadDimV>(tile::reread(p), block);
+    }
+  }
+
+  /// Waves that have nothing else to do by now clear the rows that nobody owns.
+  static TILE_FN void clear_by_spares(const Params& p, tile::Block block) {
+    const int own = Tiles::spare_wave(block);
+    if (own >= 0) clear_unowned_rows<Shape::kHeadDimV>(p, block, own, Tiles::kSpareWaves);
   }
 
   /// While the last keys are still attended: the block that follows on the same multiprocessor
@@ -117,7 +129,15 @@ struct MlaDecodeHk {
     return work;
   }
 
+  /// Merges the tile's splits, if there are several that have keys.
+  static TILE_FN void merge_where_split(const Params& p, tile::Block block, const Work& work) {
+    if (!work.whole()) merge(tile::reread(p), block, work);
+  }
+
   static TILE_FN void merge(const Params& p, tile::Block block, const Work& work) {
+    // in front of all that follows from it: others wait for this block
+    if constexpr (tile::kBlocksMeet)
+      if (p.together != 0) tile::come(p.arrivals + work.tile_index, block);
     const int32_t whole =
         work.packed - work.begin <= work.stride
             ? 0
@@ -138,8 +158,8 @@ struct MlaDecodeHk {
     };
     int32_t* arrivals = p.arrivals + work.tile_index;
     if constexpr (tile::kBlocksMeet)
-      merge_strands<Shape::kHeadDimV, kRows>(block, arrivals, work.split, work.used(),
-                                             p.together != 0, rows, row_at);
+      merge_strands<Shape::kHeadDimV, kRows, true>(block, arrivals, work.split, work.used(),
+                                                   p.together != 0, rows, row_at);
     else
       merge_splits<Shape::kHeadDimV>(block, arrivals, work.used(), rows, row_at);
   }

@@ -212,8 +212,9 @@ struct MlaTile {
   }
 
   /// Attends `rows` to `keys`; leaves the unnormalised output, maximum and sum in `tiles`.
+  /// @param place where the rows go, for tiles that want to know early
   static TILE_FN void attend(const Params& p, const QuerySpan& rows, const KeySpan& keys,
-                             Tiles& tiles) {
+                             const Place& place, Tiles& tiles) {
     const int count = rows.end - rows.begin;
     const float scale = tile::uniform(
         tile::own(p.sm_scale * tile::kLog2E * scale_of(p.q_scale, tile::kIsFp8<Shape::kQDType>) *
@@ -223,6 +224,7 @@ struct MlaTile {
     const int32_t end = keys.begin + seen;  // no row looks further
     // stage 0: queries become resident
     tiles.load_queries(QueryRow{p, rows}, count);
+    if constexpr (requires { tiles.aim(count, place); }) tiles.aim(count, place);
     if (seen <= 0) return;
     attend_keys(
         tiles, keys.begin, end, scale,
@@ -238,7 +240,7 @@ struct MlaTile {
     const int32_t end = rows.end;
     for (; rows.begin < end; rows.begin += Tiles::kRows) {
       rows.end = rows.begin + Tiles::kRows < end ? rows.begin + Tiles::kRows : end;
-      attend(tile::reread(p), rows, keys, tiles);
+      attend(tile::reread(p), rows, keys, Place{tile::reread(p), rows, to}, tiles);
       tiles.store(rows.end - rows.begin, Place{tile::reread(p), rows, to}, kv_scale);
     }
   }

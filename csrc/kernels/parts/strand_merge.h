@@ -89,16 +89,15 @@ struct StrandRow {
 /// at the same time, else alone if it is the last. Either way in the same order: so are the bits.
 /// A wave takes some columns of a row at a time; there is one copy of the code for all.
 /// @tparam kRows of a tile at most
-template <int kHeadDim, int kRows, class RowAt>
+/// @tparam kCame where they run at the same time, this block has counted itself in already
+template <int kHeadDim, int kRows, bool kCame = false, class RowAt>
 TILE_FN void merge_strands(tile::Block block, int32_t* arrivals, int32_t split, int32_t used,
                            bool together, int32_t rows, RowAt row_at) {
   constexpr int kColumns = 4 * tile::lanes(),
                 kWhole = kHeadDim > kColumns ? kHeadDim / kColumns : 1;
   static_assert(kHeadDim % 4 == 0 && kWhole * kColumns >= kHeadDim);
-  if (together)
-    tile::come(arrivals, block);
-  else if (tile::arrive(arrivals, used, block) != used - 1)
-    return;
+  if (together && !kCame) tile::come(arrivals, block);
+  if (!together && tile::arrive(arrivals, used, block) != used - 1) return;
   if (block.wave() >= block.waves()) {  // it fetches
     if (together) tile::await_others(arrivals, used, block);
     return;

@@ -104,6 +104,11 @@ concept Opens = requires(Shared shared) { shared.open(); };
 template <class Kernel>
 concept Prepares = HasRoles<typename Kernel::Shared> && requires { &Kernel::prepare; };
 
+/// Whether the code of those that fetch is to follow what prepares: the first key waits for it, and
+/// code that lies further away comes later.
+template <class Kernel>
+concept FetchesInFront = Prepares<Kernel> && requires { requires Kernel::Shared::kFetchesInFront; };
+
 /// From now on a thread has kRegisters, before it had kBefore.
 template <int kBefore, int kRegisters>
 TILE_FN void change_registers() {
@@ -143,6 +148,11 @@ TILE_FN void run_roles(const typename Kernel::Params& params, typename Kernel::S
       left = run_as<Kernel, Shared::kScoreRegisters, Role::score>(params, shared, prepared...);
     else
       left = run_as<Kernel, Shared::kComputeRegisters, Role::compute>(params, shared, prepared...);
+  } else if constexpr (FetchesInFront<Kernel>) {
+    if (threadIdx.x < Shared::kComputeWaves * kLanes) [[unlikely]]
+      left = run_as<Kernel, Shared::kComputeRegisters, Role::compute>(params, shared, prepared...);
+    else
+      left = run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared, prepared...);
   } else if constexpr (HasRoles<Shared>) {
     if (threadIdx.x >= Shared::kComputeWaves * kLanes)
       left = run_as<Kernel, Shared::kFetchRegisters, Role::fetch>(params, shared, prepared...);

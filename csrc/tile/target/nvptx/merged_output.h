@@ -63,20 +63,31 @@ struct MergedOutput {
         store_one(reinterpret_cast<void*>(o), i, one[i] * scale[0] + other[i] * scale[1], type);
       return;
     }
+    // all of the row is read before the first of it is written
+    float4 sums[(kHeadDimV + 4 * kLanes - 1) / (4 * kLanes)];
+    const auto at = [](int i) { return 4 * (i * kLanes + lane()); };
 #pragma unroll
-    for (int column = 0; column < kHeadDimV; column += 4 * kLanes) {
-      const int at = column + 4 * lane();
-      if (at >= kHeadDimV) break;
-      const float4 a = *reinterpret_cast<const float4*>(one + at);
-      const float4 b = *reinterpret_cast<const float4*>(other + at);
-      const float4 sum{a.x * scale[0] + b.x * scale[1], a.y * scale[0] + b.y * scale[1],
-                       a.z * scale[0] + b.z * scale[1], a.w * scale[0] + b.w * scale[1]};
-      if (wide)
-        *reinterpret_cast<float4*>(o + at * 4) = sum;
-      else
-        *reinterpret_cast<uint2*>(o + at * 2) =
-            uint2{pack_as(sum.x, sum.y, type), pack_as(sum.z, sum.w, type)};
+    for (int i = 0; auto& sum : sums) {
+      const int from = min(at(i++), kHeadDimV - 4);
+      const float4 a = *reinterpret_cast<const float4*>(one + from);
+      const float4 b = *reinterpret_cast<const float4*>(other + from);
+      sum = {a.x * scale[0] + b.x * scale[1], a.y * scale[0] + b.y * scale[1],
+             a.z * scale[0] + b.z * scale[1], a.w * scale[0] + b.w * scale[1]};
     }
+    const auto each = [&](auto put) {
+#pragma unroll
+      for (int i = 0; const float4& sum : sums)
+        if (const int to = at(i++); to < kHeadDimV) put(to, sum);
+    };
+    const auto halves = [&](int to, const float4& sum, auto pack_two) {
+      *reinterpret_cast<uint2*>(o + to * 2) = {pack_two(sum.x, sum.y), pack_two(sum.z, sum.w)};
+    };
+    if (wide)
+      each([&](int to, const float4& sum) { *reinterpret_cast<float4*>(o + to * 4) = sum; });
+    else if (type == abi::DType::bf16)
+      each([&](int to, const float4& sum) { halves(to, sum, pack<abi::DType::bf16>); });
+    else
+      each([&](int to, const float4& sum) { halves(to, sum, pack<abi::DType::fp16>); });
   }
 };
 

@@ -14,7 +14,7 @@ namespace hipdecode::tile::nvptx {
 
 /// Tiles of 128 tokens for few query rows: each warpgroup takes 64 tokens and keeps a whole output,
 /// maxima and sums of its own, so that nothing but the queries is shared until the end. Four waves
-/// bring in the keys.
+/// bring in the keys. No row of the kernels that use them has a sink.
 template <class Shape>
 class SplitKeys {
  public:
@@ -36,8 +36,9 @@ class SplitKeys {
   static constexpr int kWeightBytes = Layout::kTokens / 8 * kChunkBytes<kRows>;
   static constexpr int kMostBytes = 226 * 1024;  // of group memory, of which 1 KB for small things
   static constexpr int kQueryBytes = Q::kBytes > sizeof(Merged) ? Q::kBytes : sizeof(Merged);
+  static constexpr int kRowBytes = kGroups * (kGroupWaves + 2) * 4 + sizeof(RowTarget);
   static constexpr int kFreeBytes =
-      kMostBytes - kQueryBytes - kGroups * kWeightBytes - kGroups * kRows * (kGroupWaves + 2) * 4;
+      kMostBytes - kQueryBytes - kGroups * kWeightBytes - kRows * kRowBytes;
   static constexpr int kFit = kFreeBytes / (kGroups * (Layout::kBytes + 256));
   static constexpr int kSlots = kFit > 4 ? 4 : kFit;
   static_assert(kSlots >= 1);
@@ -53,6 +54,7 @@ class SplitKeys {
   struct Shared {
     static constexpr int kComputeWaves = kGroups * kGroupWaves;
     static constexpr int kComputeRegisters = 232, kFetchRegisters = 40;
+    static constexpr bool kFetchesInFront = true;
     Ring rings[kGroups];
     union alignas(128) {
       unsigned char queries[Q::kBytes];
@@ -61,6 +63,7 @@ class SplitKeys {
     alignas(128) unsigned char weights[kGroups][kWeightBytes];
     float4 by_wave[kGroups][kRows];  // maxima, at last sums
     float bases[kGroups][kRows], unscale[kRows];
+    RowTarget targets[kRows];
 
     /// By all threads, before anything else.
     TILE_FN void open() {
@@ -71,6 +74,12 @@ class SplitKeys {
   };
 
   using Tokens = FetchedTokens<KeyRef<KvElement>>;
+
+  /// The waves that fetch are done before the others.
+  static constexpr int kSpareWaves = kWaves - Shared::kComputeWaves;
+  static TILE_FN int spare_wave(Block block) {
+    return block.role() == Role::fetch ? fetching_wave(Shared::kComputeWaves) : -1;
+  }
 
   TILE_FN SplitKeys(Shared& shared, Block block)
       : s_(shared), fetches_(block.role() == Role::fetch) {
@@ -99,6 +108,13 @@ class SplitKeys {
     for (auto& block : output_)
 #pragma unroll
       for (float& value : block) value = 0;
+  }
+
+  /// Where the rows go, found out while the first keys are on their way.
+  template <class Target>
+  TILE_FN void aim(int rows, const Target& target) {
+    if (!fetches_ && group_ == 0 && wave_ == 0 && lane() < rows)
+      s_.targets[lane()] = target(lane());
   }
 
   template <class Lookup>
@@ -181,7 +197,7 @@ class SplitKeys {
   }
 
   template <class Target>
-  TILE_FN void store(int rows, const Target& target, float value_scale) {
+  TILE_FN void store(int rows, const Target&, float value_scale) {
     if (fetches_) return;
     if (wave_ == 0) s_.bases[group_][Rows::own_row()] = rows_.own_base();
 #pragma unroll
@@ -193,7 +209,7 @@ class SplitKeys {
     for (int first = 0; first < kRows; first += Merged::kRows) {
       meet_all();  // nobody reads any more what is overwritten
       s_.merged.lay_down(output_, first, group_, wave_);
-      const auto end = end_of(first + lane() % Merged::kRows, rows, target, value_scale);
+      const auto end = end_of(first + lane() % Merged::kRows, rows, value_scale);
       meet_all();
       TILE_ROLLED
       for (int row = 0; row < Merged::kRows; row += kGroups * kGroupWaves)
@@ -254,11 +270,10 @@ class SplitKeys {
 
   /// Where a row goes and what brings both warpgroups' to one base and normalises: each lane has a
   /// row. The wave that writes a row writes its LSE.
-  template <class Target>
-  TILE_FN typename Merged::End end_of(int row, int rows, const Target& target, float value_scale) {
+  TILE_FN typename Merged::End end_of(int row, int rows, float value_scale) const {
     typename Merged::End end{};
     if (row >= rows) return end;
-    const RowTarget to = target(row);
+    const RowTarget& to = s_.targets[row];
     const float most = fmaxf(s_.bases[0][row], s_.bases[1][row]);
     float total = 0;
 #pragma unroll
@@ -271,9 +286,7 @@ class SplitKeys {
     const float log2_sum = log2(total);
     if (to.lse != nullptr && to.o != nullptr && group_ == 0 && wave_ == 0 && lane() < Merged::kRows)
       *to.lse = row_lse(most, total, log2_sum);
-    float scale = row_scale(total, value_scale);
-    if (to.sink != -kInfinity && total != 0)
-      scale *= share_beside(to.sink, most + log2_sum, [](float x) { return exp2(x); });
+    const float scale = row_scale(total, value_scale);
 #pragma unroll
     for (float& of_group : end.scales) of_group *= scale;
     end.o = reinterpret_cast<uint64_t>(to.o);

@@ -40,7 +40,7 @@ struct MlaDecodeParams {
   int32_t max_seqlen_q;
   int32_t page_size;   // a power of two
   int32_t num_splits;  // hk: KV pieces per request, each at least kMinSplitTokens
-  int32_t row_tiles;   // hk: tiles of query rows per request
+  int32_t row_tiles;   // hk: tiles of query rows per request; persistent: blocks of a cluster
   int32_t causal;
   DType o_dtype;
   float sm_scale;

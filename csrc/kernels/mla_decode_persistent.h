@@ -5,9 +5,10 @@
 
 namespace hipdecode::kernels {
 
-/// MLA decode over a plan: block c walks the works [work_indptr[c], work_indptr[c + 1]) that
-/// mla_plan dealt to it. A work that holds all keys of its rows writes the output, the others write
-/// partials for mla_reduce.
+/// MLA decode over a plan: cluster c walks the works [work_indptr[c], work_indptr[c + 1]) that
+/// mla_plan dealt to it. A cluster is p.row_tiles blocks, which share the rows of each work and
+/// come by its keys at the same time. A work that holds all keys of its rows writes the output, the
+/// others write partials for mla_reduce.
 template <class Shape>
 struct MlaDecodePersistent {
   using Params = abi::MlaDecodeParams;
@@ -32,8 +33,10 @@ struct MlaDecodePersistent {
   static TILE_FN void run(const Params& params, tile::Block block, Shared& shared) {
     clear_unowned_rows<Shape::kHeadDimV>(params, block);
     const Params& p = tile::reread(params);
-    const int64_t begin = clamp(p.work_indptr[block.index()], 0, p.num_works);
-    const int64_t end = clamp(p.work_indptr[block.index() + 1], begin, p.num_works);
+    const int32_t cluster = quotient(block.index(), p.row_tiles);
+    const int32_t first_tile = block.index() - cluster * p.row_tiles;
+    const int64_t begin = clamp(p.work_indptr[cluster], 0, p.num_works);
+    const int64_t end = clamp(p.work_indptr[cluster + 1], begin, p.num_works);
     typename Tile::Tiles tiles(shared, block);
     for (int64_t w = begin; w < end; ++w) {
       // stage 0: the record says which rows and keys
@@ -46,7 +49,7 @@ struct MlaDecodePersistent {
       const QuerySpan rows{.first_row = first_row,
                            .position = first_row - request_row,
                            .q_len = clamp(p.qo_indptr[work.batch + 1], 0, p.rows_q) - request_row,
-                           .begin = 0,
+                           .begin = first_tile * kRows,
                            .end = packed_rows(p, end_row - first_row)};
       const KeySpan keys{.first_index = work.kv_start,
                          .begin = 0,
@@ -55,7 +58,8 @@ struct MlaDecodePersistent {
                          .ahead = tokens_ahead(p, work)};
       // stage 1: attend and write
       const bool whole = work.partial_qo_loc < 0;
-      Tile::run(p, rows, keys, {!whole, whole ? first_row : work.partial_qo_loc, 1}, tiles);
+      Tile::run(p, rows, keys, {!whole, whole ? first_row : work.partial_qo_loc, 1}, tiles,
+                p.row_tiles * kRows);
     }
   }
 };

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import ops
 from .errors import BadArgument, WorkspaceError
+from .hk_splits import HOPPER_ROWS
 from .plan_sizes import TILE_ROWS, Bounds, bounds, check_int, check_max_split, sizes
 from .short_way import SERVED, is_watched
 
@@ -130,13 +131,22 @@ def _check_lengths(
     return batch, device
 
 
-def _clusters(compute_units: int | None, out: MlaPlan | None, device: torch.device) -> int:
+def _clusters(
+    compute_units: int | None, out: MlaPlan | None, device: torch.device, rows: int
+) -> int:
     if compute_units is None:
-        return ops.compute_units(device) if out is None else out.clusters
+        return _default_clusters(device, rows) if out is None else out.clusters
     check_int("compute_units", compute_units, 1)
     if out is not None and compute_units != out.clusters:
         raise WorkspaceError(f"compute_units: expected out's {out.clusters}, got {compute_units}")
     return compute_units
+
+
+def _default_clusters(device: torch.device, rows: int) -> int:
+    """Return how many clusters of a decode of so many (query token x head) rows run at once."""
+    family, units = ops.family_and_units(device)
+    blocks = -(-min(rows, TILE_ROWS) // HOPPER_ROWS) if family == "sm_90" else 1
+    return max(units // blocks, 1)
 
 
 def _allocate(
@@ -212,7 +222,9 @@ def plan_mla_decode(
         kv_last_page_lens: [batch] int32, tokens in the last page; not read where page_size is 1.
         causal: the decode will mask causally; lets a work leave out keys no row of it sees. False
             where the keys are a rank's share.
-        compute_units: clusters that share the work; by default the device's units (CPU: threads).
+        compute_units: clusters that share the work; by default as many as the device runs at once:
+            its units (CPU: threads), on sm_90 half of them for more than 64 rows of nhead x
+            max_seqlen_q, where two blocks share each work.
         max_split_per_batch: -1, or the number of cuts allowed per request on average.
         intra_batch_mode: cut every tile into equally many works instead of balancing clusters.
         num_kv_splits: works per tile at most, intra-batch mode only.
@@ -262,7 +274,7 @@ def plan_mla_decode(
         intra_batch_mode=intra_batch_mode,
         num_kv_splits=num_kv_splits,
         max_split_per_batch=max_split_per_batch,
-        clusters=_clusters(compute_units, out, device),
+        clusters=_clusters(compute_units, out, device, nhead * max_seqlen_q),
     )
     facts = (batch, nhead, max_seqlen_q, page_size, causal, intra_batch_mode, num_kv_splits)
     if out is None:

@@ -233,12 +233,12 @@ struct MlaTile {
   }
 
   /// Attends packed rows of any number and writes them with their LSE; a row that saw nothing is
-  /// zero with LSE -inf.
+  /// zero with LSE -inf. A tile of rows begins every `step` rows.
   static TILE_FN void run(const Params& p, QuerySpan rows, const KeySpan& keys,
-                          const Destination& to, Tiles& tiles) {
+                          const Destination& to, Tiles& tiles, int32_t step = Tiles::kRows) {
     const float kv_scale = scale_of(p.kv_scale, tile::kIsFp8<Shape::kKvDType>);
     const int32_t end = rows.end;
-    for (; rows.begin < end; rows.begin += Tiles::kRows) {
+    for (; rows.begin < end; rows.begin += step) {
       rows.end = rows.begin + Tiles::kRows < end ? rows.begin + Tiles::kRows : end;
       attend(tile::reread(p), rows, keys, Place{tile::reread(p), rows, to}, tiles);
       tiles.store(rows.end - rows.begin, Place{tile::reread(p), rows, to}, kv_scale);

@@ -80,6 +80,14 @@ def test_route_matches_the_published_crossover(batch: int, kv_len: int) -> None:
     assert route_of(batch=batch, kv_len=kv_len).route == published_crossover(batch, kv_len)
 
 
+@pytest.mark.parametrize(("longest", "route"), [(None, "hk"), (1099, "hk"), (4084, "persistent")])
+def test_ragged_batches_of_hopper_follow_a_plan(longest: int | None, route: str) -> None:
+    hopper = dataclasses.replace(BF16, family="sm_90", compute_units=132, page_size=64)
+    got = route_of(hopper, nhead=16, q_len=1, batch=64, kv_len=1099, max_kv_len=longest)
+    assert got.route == route
+    assert ("ragged" in got.reason) == (route == "persistent")
+
+
 def test_route_carries_row_and_evidence() -> None:
     route = route_of()
     assert route.source == "configs/tuned/gfx950/mla_decode.csv:5"

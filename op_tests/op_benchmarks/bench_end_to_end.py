@@ -172,8 +172,8 @@ def on_pages(model: DeepseekV3ForCausalLM, setup: Setup, dtype: torch.dtype, *, 
     cache.begin(setup.mask.shape[1], setup.mask)
     fill(cache, setup)
     if graph:
-        mean = sum(setup.lengths) // setup.batch
-        return Run(setup, DecodeGraph(model, cache, kv_len=mean))
+        mean, longest = sum(setup.lengths) // setup.batch, max(setup.lengths)
+        return Run(setup, DecodeGraph(model, cache, kv_len=mean, max_kv_len=longest))
 
     def forward(tokens: Tensor) -> Tensor:
         out = model(

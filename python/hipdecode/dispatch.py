@@ -29,6 +29,9 @@ INVARIANT_SPLITS = 8
 FILL_GROUPS = 2
 """Groups per compute unit from which the occupancy rule trusts hk to even out ragged contexts."""
 NOISE_PCT = 3.0
+RAGGED_TOKENS = {"sm_90": 512}
+"""By how many tokens the longest piece of hk may exceed the average one: beyond that the balance of
+a plan is worth its launches. Measured on an H100 on batches of two serving traces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,7 @@ class DecodeShape:
         q_len: query tokens per request, 1..16.
         kv_len: average context per request in tokens, rounded up; None when the host knows only
             a capacity, as under a captured graph.
+        max_kv_len: longest context, where the host knows it; None: all are taken to be alike.
         q_dtype: dtype name of q.
         kv_dtype: dtype name of the KV cache.
         page_size: tokens per page, a power of two.
@@ -69,6 +73,7 @@ class DecodeShape:
     route: str | None = None
     num_splits: int | None = None
     tile_rows: int | None = None
+    max_kv_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +117,8 @@ def route_mla_decode(shape: DecodeShape) -> Route:
 
     Returns:
         The route. First match wins: the caller's choice; batch invariance (hk, constant splits);
-        one compute unit (hk, unsplit); an unknown context (persistent); the table; occupancy.
+        one compute unit (hk, unsplit); an unknown context (persistent); the table; occupancy. The
+        last two give way to persistent where contexts differ by more than RAGGED_TOKENS a piece.
 
     Raises:
         BadArgument: a field makes no sense for any kernel.
@@ -148,7 +154,8 @@ def route_mla_decode(shape: DecodeShape) -> Route:
         )
     table = load_table(shape.family)
     row = _nearest_row(shape, table, shape.kv_len)
-    return _by_row(shape, table, row) if row else _by_occupancy(shape, table.label)
+    route = _by_row(shape, table, row) if row else _by_occupancy(shape, table.label)
+    return _unless_ragged(shape, route, shape.kv_len)
 
 
 def clear_route_cache() -> None:
@@ -275,6 +282,21 @@ def _by_occupancy(shape: DecodeShape, label: str) -> Route:
     return _answer(shape, "hk", reason, splits=_hk_splits(shape, None))
 
 
+def _unless_ragged(shape: DecodeShape, route: Route, kv_len: int) -> Route:
+    """hk's time is that of its longest piece, the table's that of equal ones."""
+    allowed = RAGGED_TOKENS.get(shape.family)
+    if route.route != "hk" or shape.max_kv_len is None or allowed is None:
+        return route
+    excess = (shape.max_kv_len - kv_len) // (route.num_splits or 1)
+    if excess <= allowed:
+        return route
+    reason = (
+        f"ragged: the longest of hk's pieces has {excess} tokens more than the average one, over "
+        f"{allowed}; alike they would take hk ({route.reason})"
+    )
+    return _answer(shape, "persistent", reason)
+
+
 def _answer(
     shape: DecodeShape,
     route: str,
@@ -338,6 +360,10 @@ def check_sizes(shape: object, family: str, **least: int) -> None:
 
 def _check_arguments(shape: DecodeShape) -> None:
     check_sizes(shape, shape.family, compute_units=1, batch=1, nhead=1, q_len=1)
+    if shape.max_kv_len is not None and shape.max_kv_len < (shape.kv_len or 0):
+        raise BadArgument(
+            f"max_kv_len: expected kv_len {shape.kv_len} or more, got {shape.max_kv_len}"
+        )
     if shape.kv_len is not None and shape.kv_len < 0:
         raise BadArgument(f"kv_len: expected tokens >= 0 or None, got {shape.kv_len}; pass either")
     if shape.route is not None and shape.route not in ROUTES:

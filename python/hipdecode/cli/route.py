@@ -41,6 +41,7 @@ from hipdecode.tables import gain_pct
     default=None,
     help="Average context in tokens; none: unknown. Of sparse: keys of a token. [2048]",
 )
+@click.option("--max-kv-len", type=int, default=None, help="Longest context; none: all alike.")
 @click.option("--dtype", default=None, help="bf16, fp16, fp8, ... or q/kv such as bf16/fp8. [bf16]")
 @click.option("--q-dtype", default=None, help="Dtype of q, over --dtype.")
 @click.option("--kv-dtype", default=None, help="Dtype of the KV cache, over --dtype.")
@@ -62,6 +63,7 @@ def command(
     q_len: int | None,
     batch: int,
     kv_len: int | None,
+    max_kv_len: int | None,
     dtype: str | None,
     q_dtype: str | None,
     kv_dtype: str | None,
@@ -117,6 +119,7 @@ def command(
         nhead=nhead,
         q_len=q_len,
         kv_len=kv_len,
+        max_kv_len=max_kv_len,
         q_dtype=target.dtype(q_dtype or both[0]),
         kv_dtype=target.dtype(kv_dtype or both[1]),
         page_size=_first(page_size, named.page_size if named else 1),

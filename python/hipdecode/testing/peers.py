@@ -38,6 +38,7 @@ def route_of(
             nhead=spec.nhead,
             q_len=case.q_len,
             kv_len=-(-case.tokens // case.batch),
+            max_kv_len=max(spec.kv_lens),
             q_dtype=spec.q_dtype,
             kv_dtype=spec.kv_dtype,
             page_size=spec.page_size,
@@ -87,7 +88,8 @@ class Hipdecode:
                 page_size=case.spec.page_size,
                 kv_last_page_lens=inputs["kv_last_page_lens"],
             )
-        kv_len = case.tokens // case.batch
+        # a call with a plan and without a context walks the plan
+        kv_len = None if plan is not None else case.tokens // case.batch
 
         def run() -> Tensor:
             hipdecode.mla_decode(

@@ -131,7 +131,9 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         pages = batch + self._pages(tokens)
         if batch > self._eager.batch or pages > self._eager.kv_indices.shape[0]:
             self._eager = self._buffers(max(batch, self._eager.batch), 2 * pages)
-        self._fill(self._eager, forward_batch, q_len, rounded(tokens // batch // self.deal.ranks))
+        kv_len, lens = rounded(tokens // batch // self.deal.ranks), forward_batch.seq_lens_cpu
+        longest = None if lens is None else rounded(int(lens[:batch].max()) // self.deal.ranks)
+        self._fill(self._eager, forward_batch, q_len, kv_len, longest)
 
     def init_forward_metadata_out_graph(
         self,
@@ -305,6 +307,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         forward_batch: Any,  # noqa: ANN401
         q_len: int,
         kv_len: int | None,
+        max_kv_len: int | None = None,
     ) -> None:
         """Writes a step's lengths and pages, and its plan where its route walks one."""
         batch = forward_batch.batch_size
@@ -325,7 +328,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
             self.deal,
             step,
         )
-        if self._walks_a_plan(batch, q_len, kv_len):
+        if self._walks_a_plan(batch, q_len, kv_len, max_kv_len):
             step.plan = self._planned(step, batch, captured=into is self._graph)
         self.forward_metadata = step
 
@@ -350,7 +353,9 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         )
         return plan
 
-    def _walks_a_plan(self, batch: int, q_len: int, kv_len: int | None) -> bool:
+    def _walks_a_plan(
+        self, batch: int, q_len: int, kv_len: int | None, max_kv_len: int | None
+    ) -> bool:
         family, units = ops.family_and_units(self.device)
         shape = DecodeShape(
             family=family,
@@ -359,6 +364,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
             nhead=self.nhead,
             q_len=q_len,
             kv_len=kv_len,
+            max_kv_len=None if max_kv_len is None else max(max_kv_len, kv_len or 0),
             q_dtype=DTYPE_NAMES[self.q_dtype],
             kv_dtype=DTYPE_NAMES[self.kv_cache_dtype],
             page_size=self.page_size,

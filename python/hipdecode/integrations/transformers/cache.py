@@ -83,6 +83,7 @@ class PagedCache(Cache):
         counts: the host's count of columns is what steps are routed for; not so in a graph, which
             outlives the count of its capture.
         kv_len: average context to route for where the host does not count; None: not known.
+        max_kv_len: longest context to route for; None: all are taken to be alike.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class PagedCache(Cache):
         self._plans: StepPlans | None = None
         self.counts = True
         self.kv_len: int | None = None
+        self.max_kv_len: int | None = None
         self.kv_scales = _scales(kv_scales, layers, dtype, self.device)
         self.limits = fp8_limits(dtype, self.device)
         kind = LatentLayer if self.latent else GroupedLayer
@@ -246,7 +248,8 @@ class PagedCache(Cache):
         shape = StepShape(self.batch, step.q_len, causal=True)
         rows, lists = step.lists[0], step.lists[1:]
         if step.kv_len is not None:
-            return {"plan": self._plans.follow(shape, rows, lists, step.kv_len)}
+            longest = self.max_kv_len
+            return {"plan": self._plans.follow(shape, rows, lists, step.kv_len, longest)}
         # nobody knows the context: a plan is right at any, in a graph and before its capture
         self._plans.capture(shape, rows, lists)
         plan = self._plans.follow(shape, rows, lists, kv_len=1)

@@ -31,6 +31,7 @@ class DecodeGraph:
         *,
         q_len: int = 1,
         kv_len: int | None = None,
+        max_kv_len: int | None = None,
     ) -> None:
         """Runs the step a few times and captures it; the cache is then as it was before.
 
@@ -40,6 +41,7 @@ class DecodeGraph:
                 tokens in it.
             q_len: tokens of each request per step, 1..16.
             kv_len: average context to expect in the replays; it influences the route alone.
+            max_kv_len: longest context to expect, likewise; None: all are alike.
 
         Raises:
             BadArgument: the cache is not on a GPU, or its next step would be no decode.
@@ -58,11 +60,11 @@ class DecodeGraph:
         self._ahead = torch.arange(q_len, device=cache.device)
         self._model = model
         seen, lengths = cache.get_seq_length(), cache.lengths.clone()
-        cache.counts, cache.kv_len = False, kv_len
+        cache.counts, cache.kv_len, cache.max_kv_len = False, kv_len, max_kv_len
         try:
             self._capture(seen, lengths)
         finally:
-            cache.counts, cache.kv_len = True, None
+            cache.counts, cache.kv_len, cache.max_kv_len = True, None, None
             self._rewind(seen, lengths)
         torch.cuda.synchronize(cache.device)
 

@@ -173,12 +173,17 @@ class HipdecodeMLAMetadataBuilder(MLACommonMetadataBuilder[HipdecodeMLAMetadata]
         if decode is not None and not envs.VLLM_BATCH_INVARIANT:
             requests = metadata.num_decodes
             lens = common_attn_metadata.seq_lens_cpu_upper_bound
-            tokens = requests * metadata.max_seq_len
-            if lens is not None:
-                tokens = min(int(lens[:requests].sum()) // self.dcp_world_size, tokens)
+            tokens, longest = requests * metadata.max_seq_len, metadata.max_seq_len
+            if lens is not None and requests > 0:
+                held = lens[:requests] // self.dcp_world_size
+                tokens, longest = min(int(held.sum()), tokens), int(held.max())
             decode.kv_len = coarse_length(tokens, requests)
             decode.plan = self._plans.follow(
-                _shape_of(metadata), decode.qo_indptr, decode.lists, decode.kv_len
+                _shape_of(metadata),
+                decode.qo_indptr,
+                decode.lists,
+                decode.kv_len,
+                coarse_length(longest, 1),
             )
         return metadata
 

@@ -152,7 +152,12 @@ class StepPlans:
         return self._captured[shape]
 
     def follow(
-        self, shape: StepShape, qo_indptr: Tensor, lists: tuple[Tensor, ...], kv_len: int
+        self,
+        shape: StepShape,
+        qo_indptr: Tensor,
+        lists: tuple[Tensor, ...],
+        kv_len: int,
+        max_kv_len: int | None = None,
     ) -> MlaPlan | None:
         """The plan of a step, or None where its route needs none.
 
@@ -161,6 +166,7 @@ class StepPlans:
             qo_indptr: [batch + 1] int32 query rows.
             lists: of `PageLists.fill`.
             kv_len: average context in tokens, for the route alone.
+            max_kv_len: longest context, where the host knows it; likewise.
 
         Returns:
             That of the captured graph of this shape, which may be about to be replayed; else a
@@ -169,7 +175,7 @@ class StepPlans:
         captured = self._captured.get(shape)
         if captured is not None:
             return self._planned(shape, qo_indptr, lists, captured)
-        if shape.batch == 0 or self._route(shape, kv_len) != "persistent":
+        if shape.batch == 0 or self._route(shape, kv_len, max_kv_len) != "persistent":
             return None
         key = (shape.q_len, shape.causal)
         if key not in self._spare:  # of the largest batch: room for all
@@ -194,7 +200,7 @@ class StepPlans:
             workspace=None if out is not None else self._partials,
         )
 
-    def _route(self, shape: StepShape, kv_len: int) -> str:
+    def _route(self, shape: StepShape, kv_len: int, max_kv_len: int | None) -> str:
         family, compute_units = ops.family_and_units(self._device)
         asked = DecodeShape(
             family=family,
@@ -203,6 +209,7 @@ class StepPlans:
             nhead=self._nhead,
             q_len=shape.q_len,
             kv_len=kv_len,
+            max_kv_len=None if max_kv_len is None else max(kv_len, max_kv_len),
             q_dtype=self._dtypes[0],
             kv_dtype=self._dtypes[1],
             page_size=self._page_size,

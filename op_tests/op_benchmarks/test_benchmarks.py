@@ -172,6 +172,17 @@ def test_bench_times_both_routes_beside_peers_and_plots_them(tmp_path: Path) -> 
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
+def test_bench_draws_the_contexts_of_a_trace(tmp_path: Path) -> None:
+    out, trace = tmp_path / "bench.csv", tmp_path / "trace.csv"
+    trace.write_text("context_tokens\n20\n300\n77\n")
+    options = ["--trace", str(trace), "--batches", "2,5", "--iters", "3", "--peak-gflops", "100"]
+    ran = CliRunner().invoke(bench.command, [*options, "--csv", str(out)])
+    assert ran.exit_code == 0, ran.output
+    rows = read_rows(out)
+    assert [row["batch"] for row in rows] == ["2", "5"]
+    assert all(20 <= int(row["context"]) <= int(row["context_max"]) <= 300 for row in rows)
+
+
 KV_DTYPES_OF_PEERS = [
     pytest.param(peer, kv_dtype, id=f"{peer.name}-{kv_dtype}")
     for peer in torch_peers()

@@ -21,6 +21,7 @@ from hipdecode.testing.bench_run import Plan, Roof, time_case
 from hipdecode.testing.device_clock import clock_of
 from hipdecode.testing.gpu_peers import gpu_peers
 from hipdecode.testing.peers import Hipdecode, cpu_peers, load_peer
+from hipdecode.testing.traces import trace_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +33,13 @@ class Draw:
     nhead: int
     q_len: int
     page_size: int
-    batch: int
-    context: int
+    kv_lens: tuple[int, ...]
     device: str
 
     def case(self) -> DecodeCase:
         """Draws it."""
         return DecodeCase.draw(
-            (self.context,) * self.batch,
+            self.kv_lens,
             nhead=self.nhead,
             q_len=self.q_len,
             q_dtype=self.q_dtype,
@@ -82,7 +82,8 @@ def run_grid(
     with Progress(console=console(stderr=True), transient=True) as progress:
         task = progress.add_task("cases", total=len(grid))
         for draw in grid:
-            progress.update(task, description=f"{draw.kv_dtype} {draw.batch}x{draw.context}")
+            requests, longest = len(draw.kv_lens), max(draw.kv_lens)
+            progress.update(task, description=f"{draw.kv_dtype} {requests}x{longest}")
             results.append(time_case(draw.case(), plan))
             if csv_path is not None:
                 write_csv(csv_path, [row for rows in results for row in rows])
@@ -117,6 +118,12 @@ def report(results: Sequence[Sequence[dict[str, object]]], plan: Plan) -> None:
 @click.option(
     "--shapes", type=ShapeList(), default="1x512,8x4096", show_default=True, help="BATCHxCONTEXT."
 )
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path, exists=True),
+    help="Instead of --shapes: contexts of a serving trace, a CSV with a column context_tokens.",
+)
+@click.option("--batches", type=IntList(), default="4,16,64", help="Requests drawn from --trace.")
 @click.option("--nhead", type=IntList(), default="16", show_default=True, help="Query heads.")
 @click.option("--q-len", type=IntList(), default="1", show_default=True, help="Query tokens.")
 @click.option("--page-size", default=1, show_default=True, help="Tokens of a KV page.")
@@ -139,6 +146,8 @@ def command(
     op: str,
     target_name: str | None,
     shapes: tuple[tuple[int, int], ...],
+    trace: Path | None,
+    batches: tuple[int, ...],
     nhead: tuple[int, ...],
     q_len: tuple[int, ...],
     page_size: int,
@@ -161,9 +170,10 @@ def command(
         return
     where = target.resolve(target_name)
     dtypes = [(where.dtype(q_dtype), where.dtype(kv)) for kv in kv_dtype.split(",")]
+    contexts = trace_batches(trace, batches) if trace else [[kv] * b for b, kv in shapes]
     grid = [
-        Draw(*pair, heads, tokens, page_size, *shape, where.device_type)
-        for pair, heads, tokens, shape in itertools.product(dtypes, nhead, q_len, shapes)
+        Draw(*pair, heads, tokens, page_size, tuple(kv_lens), where.device_type)
+        for pair, heads, tokens, kv_lens in itertools.product(dtypes, nhead, q_len, contexts)
     ]
     with settings.override(target=where.name), timing.intra_op_threads(threads):
         clock = clock_of(where)

@@ -188,5 +188,6 @@ def _case_columns(case: DecodeCase, plan: Plan) -> dict[str, object]:
         "q_len": case.q_len,
         "page_size": case.spec.page_size,
         "batch": case.batch,
-        "context": case.spec.kv_lens[0],
+        "context": round(case.tokens / case.batch),
+        "context_max": max(case.spec.kv_lens),
     }

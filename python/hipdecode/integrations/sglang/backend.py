@@ -132,7 +132,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         if batch > self._eager.batch or pages > self._eager.kv_indices.shape[0]:
             self._eager = self._buffers(max(batch, self._eager.batch), 2 * pages)
         kv_len, lens = rounded(tokens // batch // self.deal.ranks), forward_batch.seq_lens_cpu
-        longest = None if lens is None else rounded(int(lens[:batch].max()) // self.deal.ranks)
+        longest = None if lens is None else rounded((int(lens.max()) + q_len) // self.deal.ranks)
         self._fill(self._eager, forward_batch, q_len, kv_len, longest)
 
     def init_forward_metadata_out_graph(
@@ -205,7 +205,7 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
             out=out,
             lse=lse,
             plan=step.plan,
-            kv_len=step.kv_len,
+            kv_len=None if step.plan is not None else step.kv_len,
             batch_invariant=self.batch_invariant,
             workspace=self._workspace,
         )

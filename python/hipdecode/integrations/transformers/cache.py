@@ -248,8 +248,8 @@ class PagedCache(Cache):
         shape = StepShape(self.batch, step.q_len, causal=True)
         rows, lists = step.lists[0], step.lists[1:]
         if step.kv_len is not None:
-            longest = self.max_kv_len
-            return {"plan": self._plans.follow(shape, rows, lists, step.kv_len, longest)}
+            plan = self._plans.follow(shape, rows, lists, step.kv_len, self.max_kv_len)
+            return {} if plan is None else {"route": "persistent", "plan": plan}
         # nobody knows the context: a plan is right at any, in a graph and before its capture
         self._plans.capture(shape, rows, lists)
         plan = self._plans.follow(shape, rows, lists, kv_len=1)

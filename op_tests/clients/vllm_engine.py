@@ -76,6 +76,7 @@ def config_of(
     max_model_len: int = MAX_MODEL_LEN,
     dtype: str = "bfloat16",
     hf_overrides: dict[str, object] | None = None,
+    enforce_eager: bool = True,
     **others: object,
 ) -> VllmConfig:
     """A configuration of the demo's model, or of one that differs from it by the overrides."""
@@ -84,7 +85,7 @@ def config_of(
         skip_tokenizer_init=True,
         dtype=dtype,
         max_model_len=max_model_len,
-        enforce_eager="compilation_config" not in others,
+        enforce_eager=enforce_eager,
         hf_overrides=hf_overrides or {},
     )
     scheduler = SchedulerConfig(

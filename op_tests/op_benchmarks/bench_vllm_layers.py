@@ -179,6 +179,7 @@ class Stack:
                 "qk_nope_head_dim": NOPE, "max_position_embeddings": length,
                 **({"index_topk": TOPK} if kv_cache_dtype == SPARSE else {}),
             },
+            enforce_eager=not current_platform.is_cuda(),
             **({"compilation_config": graphs} if current_platform.is_cuda() else {}),
         )  # fmt: skip
         chosen = _backend(backend, kv_cache_dtype)

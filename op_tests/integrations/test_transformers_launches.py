@@ -6,6 +6,8 @@ import torch
 
 pytest.importorskip("transformers", reason="needs the demo extra: pip install 'hipdecode[demo]'")
 
+from hipdecode import dispatch
+from hipdecode import target as targets
 from hipdecode.integrations.transformers import PagedCache, install
 from hipdecode.integrations.transformers.layers import fp8_limits, quantised
 from hipdecode.testing.cases import DTYPES
@@ -89,6 +91,28 @@ def test_layers_of_a_step_share_one_plan(target, device) -> None:
     assert planned[False] == 1
     assert planned[True] <= 1  # none where the table has the other route
     assert torch.allclose(found[True], found[False], atol=0.05, rtol=0.05)
+
+
+@torch.no_grad()
+def test_ragged_requests_follow_the_plan_that_their_route_asks_for(
+    target, device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = targets.resolve(target)
+    if where.compute_units() == 1:
+        pytest.skip("one compute unit always takes hk: two threads or a GPU run it")
+    monkeypatch.setitem(dispatch.RAGGED_TOKENS, where.family, 512)
+    dispatch.clear_route_cache()
+    model = install(tiny_model().to(device, torch.bfloat16))
+    tokens = torch.randint(1, 256, (2, PROMPT), generator=torch.Generator().manual_seed(7))
+    cache = PagedCache(model.config, batch=2, capacity=64, page_size=16, device=device)
+    model(input_ids=tokens[:, :-1].to(device), past_key_values=cache)
+    cache.counts, cache.kv_len, cache.max_kv_len = False, 20, 100_000
+    with Recorder() as recorder:
+        model(input_ids=tokens[:, -1:].to(device), past_key_values=cache)
+    dispatch.clear_route_cache()
+    ran = [op.split(".")[1] for op in recorder.ops if op.startswith("hipdecode")]
+    assert ran.count("mla_decode_hk") == 0
+    assert ran.count("mla_decode_persistent") == 2
 
 
 @pytest.mark.parametrize("dtype", [FP8, torch.float8_e4m3fnuz], ids=["e4m3fn", "e4m3fnuz"])

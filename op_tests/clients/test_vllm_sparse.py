@@ -33,13 +33,13 @@ from vllm_engine import (
 )
 
 from hipdecode.errors import UnsupportedShape
+from hipdecode.integrations.steps import slots_of_tokens
 from hipdecode.integrations.vllm import plugin
 from hipdecode.integrations.vllm.backend import HipdecodeMLABackend
 from hipdecode.integrations.vllm.sparse_backend import (
     HipdecodeSparseMLABackend,
     HipdecodeSparseMLAImpl,
 )
-from hipdecode.integrations.vllm.step import slots_of_tokens
 from hipdecode.testing import compare
 from hipdecode.testing.sparse_reference import sparse_mla_decode as exact_decode
 

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 
 from hipdecode.decode import mla_decode
 from hipdecode.errors import BadArgument
+from hipdecode.integrations.steps import PageLists, StepPlans, StepShape
 from hipdecode.integrations.transformers.layers import (
     FP8_DTYPES,
     GroupedLayer,
@@ -25,7 +26,6 @@ from hipdecode.integrations.transformers.layers import (
     Slots,
     fp8_limits,
 )
-from hipdecode.integrations.vllm.step import PageLists, StepPlans, StepShape
 from hipdecode.support import MAX_Q_LEN
 
 Decode = Callable[..., Tensor]

@@ -21,7 +21,7 @@ from vllm.v1.kv_cache_interface import AttentionSpec, is_quantized_kv_cache
 
 from hipdecode.arguments import DTYPE_NAMES
 from hipdecode.errors import UnsupportedShape
-from hipdecode.integrations.vllm.step import PageLists, StepPlans, StepShape, coarse_length
+from hipdecode.integrations.steps import PageLists, StepPlans, StepShape, coarse_length
 from hipdecode.plan import MlaPlan
 from hipdecode.support import MAX_Q_LEN
 from hipdecode.warm import warmup

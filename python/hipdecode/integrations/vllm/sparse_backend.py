@@ -31,12 +31,12 @@ from vllm.v1.attention.backends.mla.sparse_utils import align_blocks_to_rows, fl
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from hipdecode.errors import UnsupportedShape
+from hipdecode.integrations.steps import slots_of_tokens
 from hipdecode.integrations.vllm.backend import (
     BLOCK_SIZES,
     PREFERRED_BLOCK_SIZE,
     HipdecodeMLABackend,
 )
-from hipdecode.integrations.vllm.step import slots_of_tokens
 from hipdecode.sparse import sparse_mla_decode, warmup_sparse
 from hipdecode.sparse_cache import V32, quantize_v32
 from hipdecode.support import MAX_NHEAD

@@ -2,9 +2,9 @@
 """What one decode step needs beside its tensors, kept at fixed addresses between steps.
 
 Engines hand a padded table of blocks and a length per request; the kernels read lists of pages.
-Everything here is made on the device from the engine's own tensors, without reading a length on
-the host, once per step and outside of its graphs. A captured graph replays with the addresses of
-its capture, so lists and plans of captured sizes are filled anew in place.
+Everything here is made on the device, without reading a length on the host, once per step: outside
+of an engine's graphs, or within one that holds a whole step. A captured graph replays with the
+addresses of its capture, so lists and plans of captured sizes are filled anew in place.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import hipdecode
 from hipdecode.errors import WorkspaceError
-from hipdecode.integrations.vllm.step import PageLists, StepPlans, StepShape, coarse_length
+from hipdecode.integrations.steps import PageLists, StepPlans, StepShape, coarse_length
 from hipdecode.testing import compare, reference
 
 SIZE, WIDTH, BATCH, NHEAD = 16, 20, 6, 16

@@ -40,7 +40,7 @@ class SplitBoth {
  public:
   struct Shared {
     static constexpr int kComputeWaves = kGroups * kGroupWaves;
-    static constexpr int kComputeRegisters = 232, kFetchRegisters = 40;
+    static constexpr int kComputeRegisters = 216, kFetchRegisters = 72;
     Slots slots;
     alignas(1024) unsigned char queries[Q::kBytes];
     RowEnds<kRows> ends;

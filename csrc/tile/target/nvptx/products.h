@@ -35,6 +35,12 @@ struct ScoreProduct {
   /// @param slot the tile's keys; of a wave: rows of its 16 tokens
   template <int kWords>
   TILE_FN void run(float (&scores)[kWords], uint32_t slot, uint64_t queries, int wave) {
+    run(scores, slot, queries, wave, [](int) {});
+  }
+  /// @param behind called with the number of every batch that is under way
+  template <int kWords, class Behind>
+  TILE_FN void run(float (&scores)[kWords], uint32_t slot, uint64_t queries, int wave,
+                   const Behind& behind) {
     from = slot + (16 * wave + lane() % 16) * Keys::kPitch + lane() / 16 * 16;
     read(0);
     convert(0);
@@ -49,6 +55,7 @@ struct ScoreProduct {
                                  advanced(queries, step * 2 * kChunkBytes<kQueryRows>), step > 0);
       }
       end_products();
+      behind(batch);
       if (batch + 1 == kBatches) break;
       if (batch > 0) wait_for_products<1>();
       convert(batch + 1);

@@ -26,9 +26,13 @@ class SplitRoles {
   static constexpr int kMeetingWaves = kValueWaves + kGroupWaves;  // all that do not fetch
   static constexpr int kColumns = Shape::kHeadDimV / kGroups, kBlocks = kColumns / 64;
   static constexpr int kSlots = 3, kBuffers = 2;
+  // Batch of a tile's scores behind which the values of the tile before begin. Earlier, two
+  // warpgroups of three would take the matrix unit from the scores, which weights wait for, and
+  // leave it idle while those are handed over.
+  static constexpr int kAllows = 5;
   using Layout = Keys<Shape::kHeadDimQk, Shape::kKvDType>;
   using Q = Queries<Layout, Shape::kHeadDimQk, Shape::kQDType, kRows>;
-  using Scores = ScoreProduct<Layout, Shape::kHeadDimQk, kRows, 4>;
+  using Scores = ScoreProduct<Layout, Shape::kHeadDimQk, kRows, 6>;
   using Values = ValueProduct<Layout, kRows, kBlocks>;
   using Ring = KeyRing<Layout, kSlots, kFetchWaves, kValueWaves>;
   static constexpr int kWeightBytes = kTokens * kRows * 2;
@@ -46,7 +50,7 @@ class SplitRoles {
  public:
   struct Shared {
     static constexpr int kComputeWaves = kValueWaves, kScoreWaves = kGroupWaves;
-    static constexpr int kComputeRegisters = 192, kScoreRegisters = 104, kFetchRegisters = 24;
+    static constexpr int kComputeRegisters = 184, kScoreRegisters = 120, kFetchRegisters = 24;
     Ring ring;
     union alignas(128) {
       unsigned char queries[Q::kBytes];
@@ -55,7 +59,8 @@ class SplitRoles {
     alignas(128) unsigned char weights[kBuffers][kWeightBytes];
     alignas(16) float scores[kRows][kPitch];
     float factors[kBuffers][kRows], unscale[Q::kScaled ? kRows : 1];
-    Gate scored, taken;
+    // two: the scores may be a tile further when a value wave looks
+    Gate scored, taken, allowed[kBuffers];
   };
 
   using Tokens = FetchedTokens<KeyRef<KvElement>>;
@@ -68,6 +73,7 @@ class SplitRoles {
       s_.ring.open();
       s_.scored.open(kGroupWaves);
       s_.taken.open(kValueWaves);
+      for (Gate& gate : s_.allowed) gate.open(kGroupWaves);
       publish_gates();
     }
     __syncthreads();
@@ -102,10 +108,15 @@ class SplitRoles {
   TILE_FN void score(Tokens& tokens, const Tokens& next) {
     if (fetches()) return fetch(next);
     if (!scores()) return;
+    // late keys keep no values waiting
+    if (owes_ && !__all_sync(~0u, s_.ring.full[tile_.slot].passed(tile_.parity))) allow();
     s_.ring.full[tile_.slot].wait(tile_.parity);
     tokens.lost = s_.ring.any_missing(tile_.slot);
     Scores().run(scores_, shared_address(s_.ring.keys[tile_.slot]),
-                 operand(shared_address(s_.queries), kChunkBytes<kRows>), wave_);
+                 operand(shared_address(s_.queries), kChunkBytes<kRows>), wave_, [&](int batch) {
+                   if (batch == kAllows && owes_) allow();
+                 });
+    last_ = next.count == 0;
   }
 
   template <class Visible>
@@ -138,7 +149,11 @@ class SplitRoles {
   template <class Visible>
   TILE_FN void accumulate(const Tokens& tokens, int first_hidden, const Visible&) {
     if (fetches()) return;
-    if (scores()) return tile_.template advance<kSlots>();
+    if (scores()) {
+      owes_ = true;
+      if (last_) allow();
+      return tile_.template advance<kSlots>();
+    }
     if (first_hidden < tokens.count) {
       clear_special_values<Layout, Shape::kHeadDimV>(s_.ring.keys[tile_.slot], first_hidden,
                                                      tokens.count, group_ * kGroupWaves + wave_,
@@ -239,10 +254,10 @@ class SplitRoles {
     const float base = raised_ ? most - kShift : base_;
     const float rescale = raised_ ? exp2(base_ - base) : 1.0f;
     base_ = base;
-    if (part == 0) s_.factors[buffer_][row] = rescale;
+    if (part == 0) s_.factors[buffer_.slot][row] = rescale;
     sum_ *= rescale;
     unsigned char* to =
-        s_.weights[buffer_] + part / 2 * kChunkBytes<kRows> + row * 16 + part % 2 * 8;
+        s_.weights[buffer_.slot] + part / 2 * kChunkBytes<kRows> + row * 16 + part % 2 * 8;
 #pragma unroll
     for (int i = 0; i < kOwn; i += 4) {
       float* w = &weights[i];
@@ -260,12 +275,21 @@ class SplitRoles {
     values.start(shared_address(s_.ring.keys[tile_.slot]), group_ * kColumns, wave_);
     if (meet_any(raised_)) {
 #pragma unroll
-      for (int v = 0; v < kValues; ++v) scale_row(v, s_.factors[buffer_][row_of(v, lane())]);
+      for (int v = 0; v < kValues; ++v) scale_row(v, s_.factors[buffer_.slot][row_of(v, lane())]);
     }
-    values.run(output_, operand(shared_address(s_.weights[buffer_]), kChunkBytes<kRows>));
+    s_.allowed[buffer_.slot].wait(buffer_.parity);
+    values.run(output_, operand(shared_address(s_.weights[buffer_.slot]), kChunkBytes<kRows>));
     s_.ring.release(tile_);
     wait_for_products<0>();
-    buffer_ ^= 1;
+    buffer_.template advance<kBuffers>();
+  }
+
+  /// The values of the tile whose scores were given last may begin.
+  TILE_FN void allow() {
+    __syncwarp();
+    if (lane() == 0) s_.allowed[buffer_.slot].arrive();
+    buffer_.template advance<kBuffers>();
+    owes_ = false;
   }
 
   TILE_FN void scale_row(int value, float factor) {
@@ -292,11 +316,12 @@ class SplitRoles {
   Shared& s_;
   const Role role_;
   bool raised_ = false;
-  int group_, wave_, buffer_ = 0;
+  bool owes_ = false, last_ = false;  // of scores: a tile's values wait; no tile follows
+  int group_, wave_;
   int query_rows_ = 0;
   uint32_t turn_ = 0;
   float base_, sum_;
-  Cursor tile_;  // slot of the ring
+  Cursor tile_, buffer_;  // slot of the ring, of the weights
   float scores_[kRows / 2], output_[kBlocks][kRows / 2];
 };
 

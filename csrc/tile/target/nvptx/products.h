@@ -97,7 +97,8 @@ struct ScoreProduct {
 /// query rows. Of fp8, rows g and g + 8 of a wave's 16 are columns 2g and 2g + 1.
 template <class Keys, int kQueryRows, int kBlocks>
 struct ValueProduct {
-  static constexpr int kDeep = Keys::kFp8 ? 2 : 3;
+  // groups of products that are under way at once: few steps make a group short for many rows
+  static constexpr int kOpen = kQueryRows < 64 ? 1 : 2, kDeep = kOpen + (Keys::kFp8 ? 1 : 2);
   // steps of 16 tokens in a group of products; many rows leave few registers
   static constexpr int kBatch = kQueryRows < 64 ? 4 : 2;
   static constexpr int kReads = Keys::kFp8 ? kBatch / 2 : kBatch;
@@ -133,7 +134,7 @@ struct ValueProduct {
       }
       end_products();
       if (batch + 1 == kBatches) break;
-      if (batch > 0) wait_for_products<1>();
+      if (batch >= kOpen) wait_for_products<kOpen>();
       convert(batch + 1);
       read(batch + kLead);
     }

@@ -12,6 +12,12 @@
 
 namespace hipdecode::kernels {
 
+/// Whether a target's tiles want to do what needs no keys while the first are on their way: keys
+/// are asked for before the queries are waited for and rows' places found, and their table is
+/// brought near before it is known where in it.
+template <class Tiles>
+constexpr bool kKeysFirst = requires(const int32_t* list) { Tiles::foresee(list, 0); };
+
 /// Compile-time shape of a paged attention kernel: packed row p of a kv head is head p % gqa of its
 /// group, of query token p / gqa; a tile has up to kRows of them.
 template <int kHeadDim_, abi::DType kQDType_, abi::DType kKvDType_, tile::PagedScales kScales_,
@@ -63,6 +69,8 @@ struct PagedAttention {
     const int32_t head_index = quotient(work.tile_index, p.row_tiles);
     work.request = quotient(head_index, p.nhead_kv);
     if (work.request >= p.batch) return work;
+    if constexpr (kKeysFirst<Tiles>)
+      Tiles::foresee(p.block_tables + work.request * p.table_stride, p.max_blocks);
     work.kv_head = head_index - work.request * p.nhead_kv;
     const int64_t first =
         p.qo_indptr == nullptr ? int64_t{work.request} * p.max_seqlen_q : p.qo_indptr[work.request];
@@ -212,24 +220,34 @@ struct PagedAttention {
                              Tiles& tiles) {
     const float factor = p.sm_scale * tile::kLog2E * scale_of(p.k.scale);
     const float scale = tile::uniform(tile::own(factor == 0 ? kLeastScale : factor));
-    tiles.load_queries(QueryRow{p, work, begin}, rows);
+    if constexpr (!kKeysFirst<Tiles>) tiles.load_queries(QueryRow{p, work, begin}, rows);
     const Visible visible =
         visible_in(p, work, begin, work.first_key, work.end_key - work.first_key);
     const int32_t seen = visible(rows - 1);
     const int32_t end = work.first_key + seen;  // no row looks further
-    if (seen <= 0) return;
+    if (!kKeysFirst<Tiles> && seen <= 0) return;
     const int32_t* table = p.block_tables + work.request * p.table_stride;
     const auto last = static_cast<uint32_t>(end - 1) / tile::kGroupTokens;
-    attend_keys(
-        tiles, work.first_key, end, scale,
-        [&](int32_t from) {
-          const int32_t count = end - from < kTokens ? end - from : kTokens;
-          const auto first = static_cast<uint32_t>(from) / tile::kGroupTokens;
-          return tiles.gather(GroupAt{table, p, first, last}, count > 0 ? count : 0);
-        },
-        [&](int32_t from, int32_t count) {
-          return Visible{visible.seen - (from - work.first_key), count, visible.begin, visible.gqa};
-        });
+    const auto gather = [&](int32_t from) {
+      const int32_t count = end - from < kTokens ? end - from : kTokens;
+      const auto first = static_cast<uint32_t>(from) / tile::kGroupTokens;
+      return tiles.gather(GroupAt{table, p, first, last}, count > 0 ? count : 0);
+    };
+    const auto visible_from = [&](int32_t from, int32_t count) {
+      return Visible{visible.seen - (from - work.first_key), count, visible.begin, visible.gqa};
+    };
+    if constexpr (kKeysFirst<Tiles>) {
+      typename Tiles::Tokens tokens;
+      if (seen > 0) tokens = gather(work.first_key);
+      tiles.load_queries(QueryRow{p, work, begin}, rows);
+      if (seen > 0) tiles.ask(tokens);
+      tiles.find_places(rows, Place{p, work, begin});
+      if (seen <= 0) return;
+      tiles.settle_queries();
+      attend_keys(tiles, work.first_key, end, scale, gather, visible_from, tokens);
+    } else {
+      attend_keys(tiles, work.first_key, end, scale, gather, visible_from);
+    }
   }
 
   static TILE_FN void run(const Params& p, tile::Block block, Shared& shared) {
@@ -241,7 +259,10 @@ struct PagedAttention {
       for (int32_t begin = work.begin; begin < work.packed; begin += work.stride) {
         const int32_t rows = work.packed - begin < kRows ? work.packed - begin : kRows;
         attend(tile::reread(p), work, begin, rows, tiles);
-        tiles.store(rows, Place{tile::reread(p), work, begin}, value_scale(tile::reread(p)));
+        if constexpr (kKeysFirst<Tiles>)
+          tiles.store(rows, value_scale(p));
+        else
+          tiles.store(rows, Place{tile::reread(p), work, begin}, value_scale(tile::reread(p)));
       }
       // stage 2: the splits become one
       if (work.used > 1) merge(tile::reread(p), block, work);

@@ -165,7 +165,7 @@ def test_route_command_prints_one_json_object() -> None:
 
 @pytest.mark.parametrize(
     ("batch", "nhead_kv", "kv_len", "rows"),
-    [(4, 1, 128, 16), (4, 1, 16384, 16), (8, 8, 4096, 32), (32, 8, 128, 64), (32, 1, 4096, 32)],
+    [(4, 1, 128, 16), (4, 1, 4097, 16), (4, 1, 16384, 32), (32, 8, 128, 64), (32, 1, 4096, 32)],
 )
 def test_rows_are_tiled_where_a_hopper_has_room_for_more_blocks(
     batch: int, nhead_kv: int, kv_len: int, rows: int

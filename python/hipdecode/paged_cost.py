@@ -14,21 +14,24 @@ from types import MappingProxyType
 
 MIN_PIECE = 64
 """Keys of a piece are a multiple of it, but for the last."""
-_FIXED_US = MappingProxyType({16: 8.1, 32: 9.2, 64: 10.2})
+_FIXED_US = MappingProxyType({16: 8.0, 32: 8.6, 64: 9.6})
 """Of a group, by rows of its tile: the launch, its first keys, its output."""
 _TOKEN_US = MappingProxyType({
-    (16, 2): 0.0127, (32, 2): 0.0163, (64, 2): 0.031,
-    (16, 1): 0.0103, (32, 1): 0.0178, (64, 1): 0.035,
+    (16, 2): 0.0108, (32, 2): 0.0135, (64, 2): 0.0243,
+    (16, 1): 0.0101, (32, 1): 0.0173, (64, 1): 0.0323,
 })  # fmt: skip
 """Of a token of 128 columns, by rows and by bytes of an element of the cache."""
-_TWO_US = 1.4
+_TWO_US = 1.3
 """What it costs besides that two groups share a compute unit."""
-_TWO_RATE = 1.5
+_TWO_RATE = 1.58
 """How many times as long each then takes for a token."""
-_ROUND_US = 5.0
+_ROUND_US = 4.9
 """Of each further round of groups: their beginning and end, which nothing hides."""
-_MERGE_US, _PIECE_US = 4.0, 0.06
-_BYTES_OF_A_US = 3.0e6
+_MERGE_US, _PIECE_US = 1.7, 0.019
+"""Of merging pieces, whatever they hold; of each."""
+_PARTIAL_BYTES_OF_A_US = 2.2e6
+"""Of partial results, which are written and read again; a tile's unused rows count."""
+_BYTES_OF_A_US = 3.5e6
 """What the memory delivers; beside the work, neither quite hides the other."""
 
 
@@ -83,7 +86,10 @@ def cheapest_cut(
                 continue  # pieces without keys, or groups that cannot wait for each other
             read = max(heads, 1) * kv_len * 2 * head_dim * element_bytes / _BYTES_OF_A_US
             us = _work_us(rows, element_bytes, piece * head_dim / 128, tiles * count, compute_units)
-            merge = _MERGE_US + _PIECE_US * count if count > 1 else 0.0
+            merge = 0.0
+            if count > 1:
+                partial = tiles * count * rows * head_dim * 4 / _PARTIAL_BYTES_OF_A_US
+                merge = _MERGE_US + _PIECE_US * count + partial
             found.append(Cut(rows, count, _FIXED_US[rows] + math.hypot(us, read) + merge))
     return min(found, key=lambda cut: cut.us)
 

@@ -33,14 +33,24 @@ TILE_FN void attend_tile(Tiles& tiles, typename Tiles::Tokens& tokens, int32_t b
   tiles.accumulate(tokens, first_hidden, visible);
 }
 
+template <class Gather>
+TILE_FN auto first_tile(Gather& gather, int32_t begin) {
+  return gather(begin);
+}
+template <class Gather, class Tokens>
+TILE_FN Tokens first_tile(Gather&, int32_t, const Tokens& fetched) {
+  return fetched;
+}
+
 /// Attends the resident queries to keys [begin, end), begin < end: the loop that all decode kernels
 /// share. `gather(i)` looks up the tile of keys that starts at i, `visible_from(i, count)` tells
 /// how many of its keys each row may see. Leaves unnormalised output, maximum and sum in `tiles`.
-template <class Tiles, class Gather, class VisibleFrom>
+/// @param fetched none, or the first tile, which is on its way
+template <class Tiles, class Gather, class VisibleFrom, class... Fetched>
 TILE_FN void attend_keys(Tiles& tiles, int32_t begin, int32_t end, float scale, Gather gather,
-                         VisibleFrom visible_from) {
-  typename Tiles::Tokens tokens = gather(begin);
-  tiles.fetch(tokens);
+                         VisibleFrom visible_from, const Fetched&... fetched) {
+  typename Tiles::Tokens tokens = first_tile(gather, begin, fetched...);
+  if constexpr (sizeof...(Fetched) == 0) tiles.fetch(tokens);
   for (; begin < (kLastApart<Tiles> ? end - Tiles::kTokens : end); begin += Tiles::kTokens) {
     // stage 1: lookup of tile i + 1
     if constexpr (kLooksUpLate<Tiles>) {

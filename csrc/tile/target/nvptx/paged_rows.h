@@ -85,4 +85,24 @@ class WaveRows {
   float bases_[kTiles][2], sums_[kTiles][2];
 };
 
+/// Scales of values enter the weights in units of a power of two that none exceeds, so that fp16
+/// holds them; the output is in these units.
+struct ValueUnit {
+  static constexpr float kLeast = 0x1p-120f;
+
+  /// Of a thread's two scales; infinite ones show anyhow.
+  static TILE_FN float largest_of(const float (&scales)[2]) {
+    const float sizes[2] = {fabsf(scales[0]), fabsf(scales[1])};
+    return fmaxf(sizes[0] < kInfinity ? sizes[0] : 0, sizes[1] < kInfinity ? sizes[1] : 0);
+  }
+  /// The unit for a scale above the least unit.
+  static TILE_FN float above(float scale) {
+    const float most = fminf(scale, 0x1p120f);
+    return __uint_as_float((__float_as_uint(most) & 0x7f800000u) + 0x00800000u);
+  }
+  static TILE_FN float inverse(float unit) {
+    return __uint_as_float(0x7f000000u - __float_as_uint(unit));
+  }
+};
+
 }  // namespace hipdecode::tile::nvptx

@@ -63,13 +63,20 @@ class PagedTiles {
         team_(block.wave() / kTeamWaves),
         wave_(block.wave() % kTeamWaves) {}
 
+  /// Brings the beginning of a list near.
+  static TILE_FN void foresee(const int32_t* list, int count) {
+    constexpr int kLines = 64, kOfALine = 32;
+    const int line = static_cast<int>(threadIdx.x), at = line * kOfALine;
+    if (line < kLines && at < count) prefetch_line(reinterpret_cast<uint64_t>(list + at));
+  }
+
   template <class Source>
   TILE_FN void load_queries(const Source& source, int rows) {
     query_rows_ = rows;
     if (own_wave_ < kRows / 8) Incoming::load(s_.queries, source, own_wave_, rows);
     close_batch();
     rows_.clear();
-    unit_ = 0;
+    unit_ = ValueUnit::kLeast;
 #pragma unroll
     for (auto& block : output_)
 #pragma unroll
@@ -84,15 +91,29 @@ class PagedTiles {
     return {lookup((tile * kTeams + team_) * kGroupTokens), count};
   }
 
-  TILE_FN void fetch(const Tokens& tokens) {
+  TILE_FN void ask(const Tokens& tokens) {
     turn_ = 0;
     TILE_ROLLED
     for (int i = 0; i < kAhead; ++i) bring(tokens, i, i);
     stage_ = kAhead;
+  }
+
+  TILE_FN void settle_queries() {
     wait_for_batches<kAhead / kTeamWaves>();
     __syncwarp();
     if (own_wave_ < kRows / 8) Incoming::settle(s_.queries, own_wave_);
     __syncthreads();
+  }
+
+  TILE_FN void fetch(const Tokens& tokens) {
+    ask(tokens);
+    settle_queries();
+  }
+
+  /// While keys are on their way: where rows will go.
+  template <class Target>
+  TILE_FN void find_places(int rows, const Target& target) {
+    s_.ends.find_places(rows, target);
   }
 
   TILE_FN void score(Tokens& tokens, const Tokens&) {
@@ -106,7 +127,10 @@ class PagedTiles {
     if (own_ <= 0) return;
     const int first = first_token(), second = second_token();
     hidden_ = (first < own_ ? 0 : kFirst) | (second < own_ ? 0 : kSecond);
-    clear(scores_);
+#pragma unroll
+    for (auto& tile : scores_)
+#pragma unroll
+      for (float& score : tile) score = 0;
     const uint32_t keys = shared_address(stage().keys) + lane() * 16;
     if constexpr (kFp8) {
 #pragma unroll
@@ -175,8 +199,10 @@ class PagedTiles {
       if (first_token() >= own_) of_value[0] = 0;
       if (second_token() >= own_) of_value[1] = 0;
     }
-    if (__any_sync(~0u, rows_.may_raise(scores_))) raise();
-    if constexpr (kScaled) fit_unit(of_value);
+    const float largest = kScaled ? ValueUnit::largest_of(of_value) : 0.0f;
+    if (__any_sync(~0u, rows_.may_raise(scores_) || largest > unit_)) raise(largest);
+    if constexpr (kScaled)
+      of_value[0] *= ValueUnit::inverse(unit_), of_value[1] *= ValueUnit::inverse(unit_);
     rows_.weigh(scores_);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
@@ -228,6 +254,12 @@ class PagedTiles {
 
   template <class Target>
   TILE_FN void store(int rows, const Target& target, float value_scale) {
+    find_places(rows, target);
+    store(rows, value_scale);
+  }
+
+  /// Of rows whose places have been found.
+  TILE_FN void store(int rows, float value_scale) {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
@@ -235,23 +267,20 @@ class PagedTiles {
         const float sum = rows_.sum(t, side);
         if (lane() < 4) s_.ends.tell(team_, row_of(t, side), rows_.base(t, side), sum);
       }
-    __syncthreads();
-    s_.ends.find(rows, target, value_scale);
-    __syncthreads();
-    const float unit = kScaled ? unit_ : 1.0f;
+    if (lane() == 0) s_.ends.units[team_] = kScaled ? unit_ : 1.0f;
+    __syncthreads();  // nobody reads keys any more
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
-        const int row = row_of(t, side);
-        const float factor = s_.ends.factor(team_, row) * unit;
 #pragma unroll
         for (int block = 0; block < kSteps; ++block) {
-          float* to = s_.exchange.row(team_, row) + 16 * block + lane() / 4;
-          to[0] = output_[block][t][side] * factor;
-          to[8] = output_[block][t][side + 2] * factor;
+          float* to = s_.exchange.row(team_, row_of(t, side)) + 16 * block + lane() / 4;
+          to[0] = output_[block][t][side];
+          to[8] = output_[block][t][side + 2];
         }
       }
+    s_.ends.find_factors(value_scale);
     __syncthreads();
     Merge::store(s_.exchange, s_.ends, rows);
     __syncthreads();
@@ -295,7 +324,7 @@ class PagedTiles {
 
   /// Whether it is this wave of the team that fetches the tile so many tiles on: they take turns.
   TILE_FN bool fetches(int tile) const {
-    return kTeamWaves == 1 || (turn_ + tile) % kTeamWaves == wave_;
+    return kTeamWaves == 1 || static_cast<int>((turn_ + tile) % kTeamWaves) == wave_;
   }
 
   /// Infinities and NaNs among the values of tokens from `first` on meet the rows that see them,
@@ -324,17 +353,20 @@ class PagedTiles {
     ring.clear_special_values(stage_, first);
   }
 
-  static TILE_FN void clear(float (&scores)[kTiles][4]) {
-#pragma unroll
-    for (auto& tile : scores)
-#pragma unroll
-      for (float& score : tile) score = 0;
-  }
-
-  TILE_FN void raise() {
+  /// Maxima and the unit, which are in the output's units, too.
+  /// @param largest scale of the thread's values
+  TILE_FN void raise(float largest) {
+    float fitted = 1;
+    if constexpr (kScaled) {
+      const float unit = unit_;
+      largest = wave_max(largest);
+      if (largest > unit) unit_ = ValueUnit::above(largest);
+      fitted = unit * ValueUnit::inverse(unit_);
+    }
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-      const float2 factors = rows_.raise(scores_, t);
+      float2 factors = rows_.raise(scores_, t);
+      factors.x *= fitted, factors.y *= fitted;
 #pragma unroll
       for (auto& block : output_) {
         block[t][0] *= factors.x, block[t][2] *= factors.x;
@@ -343,39 +375,14 @@ class PagedTiles {
     }
   }
 
-  /// Scales of values enter the weights in units of a power of two that none exceeds, so that fp16
-  /// holds them; the output is in these units.
-  TILE_FN void fit_unit(float (&of_value)[2]) {
-    const float sizes[2] = {fabsf(of_value[0]), fabsf(of_value[1])};  // infinite ones show anyhow
-    const float most =
-        fmaxf(sizes[0] < kInfinity ? sizes[0] : 0, sizes[1] < kInfinity ? sizes[1] : 0);
-    if (__any_sync(~0u, most > unit_)) {
-      const float unit = power_above(wave_max(most));
-      const float factor = unit_ / unit;
-      unit_ = unit;
-#pragma unroll
-      for (auto& block : output_)
-#pragma unroll
-        for (auto& tile : block)
-#pragma unroll
-          for (float& value : tile) value *= factor;
-    }
-    const float inverse = unit_ == 0 ? 0.0f : 1.0f / unit_;
-    of_value[0] *= inverse, of_value[1] *= inverse;
-  }
-  /// A power of two above a positive number.
-  static TILE_FN float power_above(float x) {
-    const float least = fminf(fmaxf(x, 0x1p-120f), 0x1p120f);
-    return __uint_as_float((__float_as_uint(least) & 0x7f800000u) + 0x00800000u);
-  }
-
   Shared& s_;
   const Cache cache_;
   const int own_wave_, team_, wave_;  // which team, and the wave's place there
-  int query_rows_ = 0, stage_ = 0, turn_ = 0;
+  int query_rows_ = 0, stage_ = 0;
+  uint32_t turn_ = 0;
   int own_ = 0;          // tokens of the team's group; none: it is left out
   uint32_t hidden_ = 0;  // bit 4t + i: score i of tile t is hidden
-  float unit_ = 0;
+  float unit_ = ValueUnit::kLeast;
   Rows rows_;
   float scores_[kTiles][4], output_[kSteps][kTiles][4];
   uint32_t weights_[kTiles][2];

@@ -19,13 +19,15 @@ struct MlaReduce {
     static constexpr int kBlocksTogether = 4;  // of a multiprocessor
   };
 
-  static constexpr int32_t kMostUnits = 1 << 28;
+  static constexpr int32_t kMostUnits = 1 << 28, kMostPartials = 0x7fffffff;
+  static constexpr int32_t kFewPartials = 4;
   /// A tile that was split: at most kMostUnits rows, over all heads.
   struct Tile {
     const int32_t* map;  // base rows of its partials
     int32_t count;       // of partials; zero: nothing to merge
     int32_t units;       // rows x heads
     int64_t first_row;
+    int32_t bases[kFewPartials];  // where strips pay: the map, if it is as short
   };
 
   static TILE_FN Tile tile_at(const Params& p, int32_t t) {
@@ -35,18 +37,24 @@ struct MlaReduce {
     int32_t rows_begin = 0, rows_end = 0;
     if (of_tile != nullptr)
       rows_begin = of_tile[2 * int64_t{t}], rows_end = of_tile[2 * int64_t{t} + 1];
-    const int64_t first = clamp(begin, 0, p.num_partials);
-    const int64_t count = clamp(end, first, p.num_partials) - first;
+    const auto most = static_cast<int32_t>(clamp(p.num_partials, 0, kMostPartials));
+    const int32_t first = clamp32(begin, 0, most), count = clamp32(end, first, most) - first;
     const int32_t* map = p.reduce_partial_map + first;
-    if (count <= 1) return {map, 0, 0, 0};
+    if (count <= 1) return {map, 0, 0, 0, {}};
+    Tile tile{map, count, 0, 0, {}};
+    // of few partials every lane keeps the base rows, on their way before anything else is known
+    if (tile::kStripsPay && count <= kFewPartials) {
+      TILE_UNROLL
+      for (int k = 0; k < kFewPartials; ++k) tile.bases[k] = map[k < count ? k : 0];
+    }
     if (of_tile == nullptr) rows_begin = map[0], rows_end = map[1];
     const int64_t rows = int64_t{rows_end} - rows_begin;
     const int64_t first_row = of_tile != nullptr ? rows_begin : t * rows;
-    if (rows < 0 || first_row < 0 || first_row + rows > p.rows_o) return {map, 0, 0, 0};
-    return {map, static_cast<int32_t>(count), clamp32(rows * p.nhead, 0, kMostUnits), first_row};
+    if (rows < 0 || first_row < 0 || first_row + rows > p.rows_o) return {map, 0, 0, 0, {}};
+    tile.units = clamp32(rows * p.nhead, 0, kMostUnits), tile.first_row = first_row;
+    return tile;
   }
 
-  static constexpr int32_t kFewPartials = 4;
   using Strip = tile::Strip<4, 4>;
   static constexpr int32_t kWidth =
       tile::kStripsPay ? Strip::kColumns : kColumns;  // columns that a wave merges at a time
@@ -72,17 +80,19 @@ struct MlaReduce {
   /// What a wave does: it is one of a team for each tile, or takes tiles in turn. Which columns
   /// are its first follows from its number alone.
   struct Share {
-    int32_t member, team, first_tile, teams;
+    int32_t member, team, first_tile;
     Unit first;
 
     TILE_FN Share(const Params& p, tile::Block block) : first(p, 0) {
       const int32_t waves = block.count() * block.waves();
       const int32_t wave = block.index() * block.waves() + block.wave();
       team = waves > p.tiles ? quotient(waves, p.tiles) : 1;
-      teams = quotient(waves, team);
       first_tile = quotient(wave, team);
       member = wave - first_tile * team;
       first = Unit(p, member);
+    }
+    TILE_FN int32_t teams(tile::Block block) const {
+      return quotient(block.count() * block.waves(), team);
     }
   };
 
@@ -91,7 +101,7 @@ struct MlaReduce {
     const bool vectors = tile::kStripsPay && vectors_of_four(p);
     const Share share(p, block);
     tile::await_earlier_launches();
-    for (int32_t t = share.first_tile; t < p.tiles; t += share.teams) {
+    for (int32_t t = share.first_tile; t < p.tiles; t += share.teams(block)) {
       const Tile tile = tile_at(p, t);
       // stage 1: one merge per row and head, and part of its columns
       if constexpr (!tile::kStripsPay)
@@ -124,22 +134,20 @@ struct MlaReduce {
     }
   }
 
-  /// Of few partials every lane keeps the base rows: they are looked up once.
+  /// Of few partials every lane keeps the base rows.
   static TILE_FN void merge_few(const Params& p, const Tile& tile, const Share& share) {
     if (tile.units == 0) return;  // there is no map either
-    int32_t bases[kFewPartials], most = 0, least = 0;
+    int32_t most = 0, signs = 0;
     TILE_UNROLL
-    for (int k = 0; k < kFewPartials; ++k) bases[k] = tile.map[k < tile.count ? k : 0];
-    TILE_UNROLL
-    for (const int32_t base : bases) {
+    for (const int32_t base : tile.bases) {
       most = base > most ? base : most;
-      least = base < least ? base : least;
+      signs |= base;
     }
-    if (least < 0) return;
+    if (signs < 0) return;
     for_units(p, tile, share, [&](const Unit& unit) {
       if (int64_t{most} + unit.row >= p.partial_rows) return;
       merge_row<Strip, 4, tile::Few<kFewPartials>>(p, tile, unit,
-                                                   [&](int32_t k) { return bases[k]; });
+                                                   [&](int32_t k) { return tile.bases[k]; });
     });
   }
 
@@ -161,11 +169,18 @@ struct MlaReduce {
     auto* o = static_cast<uint16_t*>(p.o) + row * p.o_stride_row + unit.head * p.o_stride_head;
     const bool first = unit.column == 0 && p.lse != nullptr;
     const int32_t left = p.head_dim_v - unit.column;
+    // bytes from one row of partials to the next: an address is then one instruction
+    const uint32_t lse_step = static_cast<uint32_t>(p.nhead) * sizeof(float);
+    const uint32_t o_step = lse_step * static_cast<uint32_t>(p.head_dim_v);
+    const auto* partial_o = reinterpret_cast<const char*>(
+        p.partial_o + int64_t{unit.head} * p.head_dim_v + unit.column);
+    const auto* partial_lse = reinterpret_cast<const char*>(p.partial_lse + unit.head);
     merge_partials<Row, kAhead, Weights>(
         {o + unit.column, first ? p.lse + row * p.nhead + unit.head : nullptr, p.o_dtype},
         tile.count, left < kWidth ? left : kWidth, [&](int32_t k) -> Partial {
-          const int64_t at = (int64_t{base_of(k)} + unit.row) * p.nhead + unit.head;
-          return {p.partial_o + at * p.head_dim_v + unit.column, p.partial_lse + at};
+          const uint32_t at = static_cast<uint32_t>(base_of(k)) + static_cast<uint32_t>(unit.row);
+          return {reinterpret_cast<const float*>(partial_o + uint64_t{at} * o_step),
+                  reinterpret_cast<const float*>(partial_lse + uint64_t{at} * lse_step)};
         });
   }
 };

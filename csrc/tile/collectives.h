@@ -32,6 +32,7 @@ TILE_FN float max_over(int32_t count, F f) {
 /// them.
 class Spread {
  public:
+  static constexpr bool kKnowsAll = false;  // places are known of as many as there are
   static constexpr int32_t kMost = lanes() > 8 ? lanes() : 8;
 
   /// Calls f(first) for every step-th number below count.
@@ -70,6 +71,7 @@ class Spread {
 template <int32_t kMost_>
 class Few {
  public:
+  static constexpr bool kKnowsAll = true;  // places are known of kMost
   static constexpr int32_t kMost = kMost_;
 
   template <class F>

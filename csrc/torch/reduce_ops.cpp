@@ -18,12 +18,13 @@ void launch_reduce(const runtime::Kernel& kernel, const abi::MlaReduceParams& p,
   if (p.tiles == 0 || p.rows_o == 0) return;
   const int64_t units = runtime::driver(place.device.kind).compute_units(place.device.index);
   const int64_t rows = p.tiles * max_seqlen_q * p.nhead;
-  // the CPU deals tiles to its threads, a GPU has a wave for each row and head, or more where it
-  // has waves to spare
+  // the CPU deals tiles to its threads, a GPU has a wave for each row and head, or several where it
+  // has waves to spare: some more than others cost an H100 half a microsecond
+  const int64_t whole = std::max<int64_t>((rows + kWaves - 1) / kWaves, 1);
   const int64_t blocks =
       place.device.kind == runtime::DeviceKind::cpu
           ? std::max<int64_t>(4 * units, p.tiles)
-          : std::min(16 * units, std::max((rows + kWaves - 1) / kWaves, std::min(rows, units)));
+          : std::min(16 * units, whole * std::clamp<int64_t>(units / whole, 1, kWaves));
   launch(kernel, p, blocks, place);
 }
 

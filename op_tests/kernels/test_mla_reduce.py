@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -132,6 +132,20 @@ def test_mla_reduce_takes_any_head_count(
 @pytest.mark.parametrize("q_len", [1, 2, 3, 8, 16])
 def test_mla_reduce_merges_every_row_of_a_tile(q_len: int, device: torch.device) -> None:
     p = _make([4, 2, 3], 12, 128, q_len=q_len)
+    _check(p, *_out(p, device))
+
+
+@pytest.mark.parametrize("swapped", [None, (0, 1), (2, 3), (4, 7), (8, 10)])
+@pytest.mark.parametrize("q_len", [1, 3])
+def test_mla_reduce_believes_the_map_where_partials_lie_almost_in_a_planners_order(
+    q_len: int, swapped: tuple[int, int] | None, device: torch.device
+) -> None:
+    p = _make([2, 4, 3, 2, 5], 16, 512, q_len=q_len)
+    used = ~p.lse.isnan().all(dim=1)
+    bases = torch.arange(p.partial_map.numel(), dtype=torch.int32) * q_len
+    if swapped is not None:
+        bases[list(swapped)] = bases[list(reversed(swapped))]
+    p = replace(p, output=p.output[used], lse=p.lse[used], partial_map=bases)
     _check(p, *_out(p, device))
 
 

@@ -22,9 +22,9 @@ struct Partial {
   const float* lse;  // natural logarithm; -inf: it saw no key
 };
 
-/// Whether a target's rows skip partials that are named as null; else some are read twice.
+/// Whether a target's rows are told how many partials there are to load; else some are read twice.
 template <class Row>
-constexpr bool kSkipsNull = requires { requires Row::kSkipsNull; };
+constexpr bool kLoadsSome = requires { requires Row::kLoadsSome; };
 
 /// Merges `count` partial results of one row: out = sum exp(l_k - L) * o_k with L = log sum
 /// exp(l_k), natural log; zeros and -inf when no partial saw a key. A wave does it together.
@@ -44,18 +44,20 @@ TILE_FN void merge_partials(const MergedRow& to, int32_t count, int32_t columns,
   float best = 0, total = 0;
   const auto lse = [&](int32_t k) { return *partial_at(k).lse; };
   weights.for_turns(count, kAhead, [&](int32_t first) {
-    if (kSkipsNull<Row> && first == 0) best = weights.largest(count, lse);
     const float* from[kAhead];
     TILE_UNROLL
     for (int i = 0; i < kAhead; ++i) {
-      if constexpr (kSkipsNull<Row>)
-        from[i] = first + i < count ? partial_at(first + i).o : nullptr;
-      else
-        from[i] = partial_at(first + i < count ? first + i : count - 1).o;
+      const bool known = first + i < count || (kLoadsSome<Row> && Weights::kKnowsAll);
+      from[i] = partial_at(known ? first + i : count - 1).o;
     }
-    const auto partials = sum.load(from, columns);
+    const auto partials = [&] {
+      if constexpr (kLoadsSome<Row>)
+        return sum.load(from, count - first, columns);
+      else
+        return sum.load(from, columns);
+    }();
     // behind the first loads: what the rows weigh
-    if (!kSkipsNull<Row> && first == 0) best = weights.largest(count, lse);
+    if (first == 0) best = weights.largest(count, lse);
     if (best == -tile::kInfinity) best = 0;
     weights.set(first, count, lse, [&](float x) { return tile::exp2((x - best) * tile::kLog2E); });
     float shares[kAhead];

@@ -24,20 +24,21 @@ class Strip {
 
  public:
   static constexpr int kColumns = kEach * kVec * kLanes;
-  static constexpr bool kSkipsNull = true;
+  static constexpr bool kLoadsSome = true;
 
   TILE_FN void clear() {
 #pragma unroll
     for (Floats& vector : sum_) vector = {};
   }
 
-  /// Partials that are about to be added; null: there is none.
+  /// Partials that are about to be added.
   template <int kPartials>
   struct Partials {
     Floats at[kEach][kPartials];
   };
   template <int kPartials>
-  static TILE_FN Partials<kPartials> load(const float* const (&from)[kPartials], int count) {
+  static TILE_FN Partials<kPartials> load(const float* const (&from)[kPartials], int partials_left,
+                                          int count) {
     Partials<kPartials> partials;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
@@ -46,7 +47,7 @@ class Strip {
 #pragma unroll
       for (int n = 0; n < kPartials; ++n)
         partials.at[i][n] =
-            from[n] != nullptr ? *reinterpret_cast<const Floats*>(from[n] + column) : Floats{};
+            n < partials_left ? *reinterpret_cast<const Floats*>(from[n] + column) : Floats{};
     }
     return partials;
   }
@@ -61,7 +62,8 @@ class Strip {
       for (int i = 0; i < kEach; ++i)
 #pragma unroll
         for (int v = 0; v < kVec; ++v)
-          sum_[i].at[v] += weights[n] != 0 ? partials.at[i][n].at[v] * weights[n] : 0;
+          if (weights[n] != 0)
+            sum_[i].at[v] = fmaf(partials.at[i][n].at[v], weights[n], sum_[i].at[v]);
   }
 
   /// destination[i] = element i * scale, as bf16 or fp16.
@@ -69,9 +71,15 @@ class Strip {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       Halves out;
+      if constexpr (kVec == 1) {
+        out.at[0] = static_cast<uint16_t>(nvptx::pack_as(sum_[i].at[0] * scale, 0, type));
+      } else {
+        uint32_t words[kVec / 2];
 #pragma unroll
-      for (int v = 0; v < kVec; ++v)
-        out.at[v] = static_cast<uint16_t>(nvptx::pack_as(sum_[i].at[v] * scale, 0, type));
+        for (int v = 0; v < kVec; v += 2)
+          words[v / 2] = nvptx::pack_as(sum_[i].at[v] * scale, sum_[i].at[v + 1] * scale, type);
+        __builtin_memcpy(&out, words, sizeof(out));
+      }
       if (first(i) < count)
         *reinterpret_cast<Halves*>(static_cast<uint16_t*>(destination) + first(i)) = out;
     }

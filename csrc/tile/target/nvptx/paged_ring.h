@@ -40,15 +40,18 @@ struct PagedRing {
   /// One wave asks for a group.
   TILE_FN void bring(int stage, const Cache& cache, const PagedGroup& group) {
     Stage& to = stages[stage];
-    const int token = lane() % kGroupTokens, column = lane() / kGroupTokens;
+    // where registers are short, what follows from the lane is not kept in them
+    constexpr bool kShort = kFp8 && (kScaled ? !Cache::kBlock16 : Shape::kRows == 16);
+    const int own = kShort ? fresh_lane() : lane();
+    const int token = own % kGroupTokens, column = own / kGroupTokens;
     constexpr int kColumns = kLanes / kGroupTokens;  // of chunks, in one turn
     const auto* key = cache.keys_of(group) + column * cache.key_chunk_stride() + token * kChunk;
     const uint32_t keys = shared_address(to.keys) + (column * kGroupTokens + place_of(token)) * 16;
 #pragma unroll
     for (int i = 0; i < kTurns; ++i, key += kColumns * cache.key_chunk_stride())
       copy(keys + i * kLanes * 16, key);
-    const auto* value = cache.values_of(group) + lane() * cache.value_column_stride();
-    const uint32_t values = shared_address(to.values) + lane() * 16;
+    const auto* value = cache.values_of(group) + own * cache.value_column_stride();
+    const uint32_t values = shared_address(to.values) + own * 16;
 #pragma unroll
     for (int i = 0; i < kTurns; ++i, value += kLanes * cache.value_column_stride()) {
       if (i > 0 && i * kLanes % kHeadDim == 0)
@@ -56,9 +59,9 @@ struct PagedRing {
       copy(values + i * kLanes * 16, value);
     }
     if constexpr (kScaled) {
-      const bool of_keys = lane() < kGroupTokens;
+      const bool of_keys = own < kGroupTokens;
       const auto* scales = of_keys ? cache.key_scales_of(group) : cache.value_scales_of(group);
-      copy_word(shared_address(&to.scales[0][0]) + lane() * 4, scales + token);
+      copy_word(shared_address(&to.scales[0][0]) + own * 4, scales + token);
     }
   }
 

@@ -26,13 +26,14 @@ class SplitRoles {
   static constexpr int kMeetingWaves = kValueWaves + kGroupWaves;  // all that do not fetch
   static constexpr int kColumns = Shape::kHeadDimV / kGroups, kBlocks = kColumns / 64;
   static constexpr int kSlots = 3, kBuffers = 2;
-  // Batch of a tile's scores behind which the values of the tile before begin. Earlier, two
-  // warpgroups of three would take the matrix unit from the scores, which weights wait for, and
-  // leave it idle while those are handed over.
-  static constexpr int kAllows = 5;
   using Layout = Keys<Shape::kHeadDimQk, Shape::kKvDType>;
   using Q = Queries<Layout, Shape::kHeadDimQk, Shape::kQDType, kRows>;
-  using Scores = ScoreProduct<Layout, Shape::kHeadDimQk, kRows, 6>;
+  static constexpr int kSteps = Shape::kHeadDimQk / 16;
+  using Scores = ScoreProduct<Layout, Shape::kHeadDimQk, kRows, kSteps % 6 == 0 ? 6 : 4>;
+  // Batch of a tile's scores, the last, behind which the values of the tile before begin. Earlier,
+  // two warpgroups of three would take the matrix unit from the scores, which weights wait for, and
+  // leave it idle while those are handed over.
+  static constexpr int kAllows = Scores::kBatches - 1;
   using Values = ValueProduct<Layout, kRows, kBlocks>;
   using Ring = KeyRing<Layout, kSlots, kFetchWaves, kValueWaves>;
   static constexpr int kWeightBytes = kTokens * kRows * 2;

@@ -104,7 +104,7 @@ def test_hk_max_ctx_reads_the_crossover(batch: int, most: int) -> None:
 
 
 def test_hk_max_ctx_is_open_when_no_row_is_near() -> None:
-    assert hk_max_ctx(dataclasses.replace(SHAPE, family="sm_90")) is None
+    assert hk_max_ctx(dataclasses.replace(SHAPE, family="gfx942")) is None
 
 
 def test_log_setting_connects_the_logger(monkeypatch: pytest.MonkeyPatch) -> None:

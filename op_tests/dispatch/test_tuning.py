@@ -187,7 +187,7 @@ def test_choose_prefers_the_rule_within_the_noise() -> None:
     ("batch", "nhead", "kv_len", "numbers"),
     [
         (1, 16, 4096, [8, 16, 32]),  # the rule takes 64
-        (1, 128, 256, [1, 2]),  # the rule takes 4
+        (1, 128, 256, [2, 4]),  # the rule takes 1
         (16, 128, 4096, [1, 2]),
         (64, 16, 32768, [1]),
         (256, 128, 32768, []),

@@ -66,6 +66,7 @@ Output run_planned(const Problem& problem, int head_dim_v) {
   p.work_indptr = work_indptr.data(), p.work_info = works.data(), p.num_works = most;
   p.partial_o = partial_o.data(), p.partial_lse = partial_lse.data();
   p.partial_rows = static_cast<int64_t>(partial_rows);
+  p.row_tiles = 1;  // blocks of a cluster
   launch<Kernel>(p, kClusters);
   abi::MlaReduceParams r{};
   r.partial_o = p.partial_o, r.partial_lse = p.partial_lse, r.reduce_indptr = plan.reduce_indptr;

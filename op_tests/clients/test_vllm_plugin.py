@@ -123,7 +123,7 @@ def platform_of(monkeypatch):
             found, "get_device_capability", lambda *_: DeviceCapability(*capability)
         )
         monkeypatch.setattr(
-            f"{HipdecodeMLABackend.__module__}.current_platform", found.__new__(found)
+            "hipdecode.integrations.vllm.support.current_platform", found.__new__(found)
         )
         return found
 

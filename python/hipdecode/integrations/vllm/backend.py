@@ -19,12 +19,8 @@ from vllm.model_executor.layers.attention.mla_attention import (
 )
 from vllm.platforms import current_platform
 from vllm.platforms.interface import DeviceCapability
-from vllm.v1.attention.backend import (
-    AttentionLayer,
-    AttentionType,
-    MultipleOf,
-)
-from vllm.v1.kv_cache_interface import AttentionSpec, is_quantized_kv_cache
+from vllm.v1.attention.backend import AttentionLayer
+from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
 from hipdecode.arguments import HEAD_DIM_V
 from hipdecode.decode import mla_decode
@@ -34,18 +30,13 @@ from hipdecode.integrations.vllm.metadata import (
     HipdecodeMLAMetadataBuilder,
     quantizes_queries,
 )
+from hipdecode.integrations.vllm.support import BLOCK_SIZES, Supported, check_layer
 from hipdecode.shard import KvShard
-from hipdecode.support import MAX_NHEAD
 
 HEAD_SIZES = [576, 512]
-BLOCK_SIZES = [16, 32, 64, 128, 256]
-PREFERRED_BLOCK_SIZE = 64
-"""The tuned tables were measured with it, and a quarter of the pages of 16 are listed per step."""
-CAPABILITIES = {"cuda": ((9, 0),), "rocm": ((9, 4), (9, 5))}
-"""Compute capabilities that there are kernels for: sm_90; gfx942 and gfx950 as vLLM counts them."""
 
 
-class HipdecodeMLABackend(MLACommonBackend):  # type: ignore[misc]
+class HipdecodeMLABackend(Supported, MLACommonBackend):  # type: ignore[misc]
     """What vLLM asks a backend before it takes it."""
 
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.bfloat16, torch.float16]
@@ -56,11 +47,6 @@ class HipdecodeMLABackend(MLACommonBackend):  # type: ignore[misc]
         "fp8",
         "fp8_e4m3",
     ]
-
-    @staticmethod
-    def get_name() -> str:
-        """The name that it is registered under."""
-        return "CUSTOM"
 
     @staticmethod
     def get_impl_cls() -> type[HipdecodeMLAImpl]:
@@ -76,26 +62,6 @@ class HipdecodeMLABackend(MLACommonBackend):  # type: ignore[misc]
     def get_supported_head_sizes(cls) -> list[int]:
         """Columns of a cache row."""
         return HEAD_SIZES
-
-    @staticmethod
-    def get_supported_kernel_block_sizes(
-        kv_cache_spec: AttentionSpec | None = None,
-    ) -> list[int | MultipleOf]:
-        """Tokens of a block; multiples of these are cut by vLLM."""
-        return list(BLOCK_SIZES)
-
-    @classmethod
-    def get_preferred_block_size(cls, default_block_size: int) -> int:
-        """Where `--block-size` says nothing."""
-        return PREFERRED_BLOCK_SIZE
-
-    @classmethod
-    def supports_compute_capability(cls, capability: DeviceCapability) -> bool:
-        """Whether there are kernels for this GPU."""
-        if current_platform.is_cpu():
-            return True
-        kind = "rocm" if current_platform.is_rocm() else "cuda"
-        return (capability.major, capability.minor) in CAPABILITIES[kind]
 
     @classmethod
     def supports_batch_invariance(cls) -> bool:
@@ -164,27 +130,17 @@ class HipdecodeMLAImpl(MLACommonImpl[HipdecodeMLAMetadata]):  # type: ignore[mis
         common = (num_heads, head_size, scale, num_kv_heads, alibi_slopes, sliding_window)
         rest = (kv_cache_dtype, logits_soft_cap, attn_type, kv_sharing_target_layer_name)
         super().__init__(*common, *rest, **mla_args)
-        for name, value in (
-            ("alibi_slopes", alibi_slopes),
-            ("sliding_window", sliding_window),
-            ("logits_soft_cap", logits_soft_cap),
-        ):
-            if value:
-                raise UnsupportedShape(
-                    f"{name}: expected None, got {value}; do choose another --attention-backend"
-                )
-        if attn_type != AttentionType.DECODER:
-            raise UnsupportedShape(f"attn_type: expected decoder, got {attn_type}")
+        check_layer(
+            num_heads * self.dcp_world_size,
+            attn_type,
+            alibi_slopes=alibi_slopes,
+            sliding_window=sliding_window,
+            logits_soft_cap=logits_soft_cap,
+        )
         if HEAD_DIM_V.get(head_size) != self.kv_lora_rank:
             raise UnsupportedShape(
                 f"kv_lora_rank of the model: expected {HEAD_DIM_V.get(head_size)} of a cache row "
                 f"of {head_size}, got {self.kv_lora_rank}; do choose another --attention-backend"
-            )
-        nhead = num_heads * self.dcp_world_size
-        if nhead > MAX_NHEAD:
-            raise UnsupportedShape(
-                f"query heads of a rank: expected at most {MAX_NHEAD}, got {nhead}; do raise "
-                "--tensor-parallel-size or lower --decode-context-parallel-size"
             )
         self.supports_quant_query_input = quantizes_queries()
         config = get_current_vllm_config()

@@ -23,37 +23,25 @@ from vllm.v1.attention.backend import (
     AttentionBackend,
     AttentionCGSupport,
     AttentionLayer,
-    AttentionType,
     CommonAttentionMetadata,
-    MultipleOf,
 )
 from vllm.v1.attention.backends.mla.sparse_utils import align_blocks_to_rows, flat_kv_row_view
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from hipdecode.errors import UnsupportedShape
 from hipdecode.integrations.steps import slots_of_tokens
-from hipdecode.integrations.vllm.backend import (
-    BLOCK_SIZES,
-    PREFERRED_BLOCK_SIZE,
-    HipdecodeMLABackend,
-)
+from hipdecode.integrations.vllm.support import BLOCK_SIZES, Supported, check_layer
 from hipdecode.sparse import sparse_mla_decode, warmup_sparse
 from hipdecode.sparse_cache import V32, quantize_v32
-from hipdecode.support import MAX_NHEAD
 
 CACHE_DTYPE = "fp8_ds_mla"
 
 
-class HipdecodeSparseMLABackend(AttentionBackend):  # type: ignore[misc]
+class HipdecodeSparseMLABackend(Supported, AttentionBackend):  # type: ignore[misc]
     """What vLLM asks a backend before it takes it."""
 
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.bfloat16]
     supported_kv_cache_dtypes: ClassVar[list[str]] = [CACHE_DTYPE]
-
-    @staticmethod
-    def get_name() -> str:
-        """The name that it is registered under."""
-        return "CUSTOM"
 
     @staticmethod
     def get_impl_cls() -> type[HipdecodeSparseMLAImpl]:
@@ -70,18 +58,6 @@ class HipdecodeSparseMLABackend(AttentionBackend):  # type: ignore[misc]
         """Columns of a key."""
         return [V32.head_dim_qk]
 
-    @staticmethod
-    def get_supported_kernel_block_sizes(
-        kv_cache_spec: AttentionSpec | None = None,
-    ) -> list[int | MultipleOf]:
-        """Tokens of a block; multiples of these are cut by vLLM."""
-        return list(BLOCK_SIZES)
-
-    @classmethod
-    def get_preferred_block_size(cls, default_block_size: int) -> int:
-        """Where `--block-size` says nothing."""
-        return PREFERRED_BLOCK_SIZE
-
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
         """Blocks lie whole rows apart: vLLM's kernel makes flat rows of the indices."""
@@ -96,11 +72,6 @@ class HipdecodeSparseMLABackend(AttentionBackend):  # type: ignore[misc]
     def is_sparse(cls) -> bool:
         """Keys are chosen by an indexer."""
         return True
-
-    @classmethod
-    def supports_compute_capability(cls, capability: DeviceCapability) -> bool:
-        """Whether there are kernels for this GPU."""
-        return HipdecodeMLABackend.supports_compute_capability(capability)
 
     @classmethod
     def supports_combination(
@@ -186,24 +157,22 @@ class HipdecodeSparseMLAImpl(SparseMLACommonImpl[SparseMLACommonMetadata]):  # t
         Raises:
             UnsupportedShape: the layer wants what the kernel does not do.
         """
+        check_layer(
+            num_heads,
+            attn_type,
+            alibi_slopes=alibi_slopes,
+            sliding_window=sliding_window,
+            logits_soft_cap=logits_soft_cap,
+        )
         for name, value, wanted in (
-            ("alibi_slopes", alibi_slopes, None),
-            ("sliding_window", sliding_window, None),
-            ("logits_soft_cap", logits_soft_cap, None),
-            ("attn_type", attn_type, AttentionType.DECODER),
             ("kv_cache_dtype", kv_cache_dtype, CACHE_DTYPE),
             ("head_size", head_size, V32.head_dim_qk),
         ):
-            if value != wanted and (value or wanted):
+            if value != wanted:
                 raise UnsupportedShape(
                     f"{name}: expected {wanted}, got {value}; do choose another --attention-backend"
                 )
         config = get_current_vllm_config()
-        if num_heads > MAX_NHEAD:
-            raise UnsupportedShape(
-                f"query heads of a rank: expected at most {MAX_NHEAD}, got {num_heads}; do raise "
-                "--tensor-parallel-size"
-            )
         if config.parallel_config.decode_context_parallel_size > 1:
             raise UnsupportedShape(
                 "--decode-context-parallel-size: expected 1 for sparse attention, got "

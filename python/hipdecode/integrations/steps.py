@@ -138,7 +138,7 @@ class StepPlans:
         self._max_batch = max_batch
         self._nhead, self._page_size = nhead, page_size
         self._head_dims = (head_dim_qk, head_dim_v)
-        self._dtypes = (DTYPE_NAMES[q_dtype], DTYPE_NAMES[kv_dtype])
+        self._dtypes = (q_dtype, kv_dtype)
         self._device = device
         self._partials = Workspace(device)
         self._captured: dict[StepShape, MlaPlan] = {}
@@ -175,7 +175,20 @@ class StepPlans:
         captured = self._captured.get(shape)
         if captured is not None:
             return self._planned(shape, qo_indptr, lists, captured)
-        if shape.batch == 0 or self._route(shape, kv_len, max_kv_len) != "persistent":
+        if shape.batch == 0:
+            return None
+        route = step_route(
+            self._device,
+            batch=shape.batch,
+            nhead=self._nhead,
+            q_len=shape.q_len,
+            kv_len=kv_len,
+            max_kv_len=max_kv_len,
+            dtypes=self._dtypes,
+            page_size=self._page_size,
+            head_dims=self._head_dims,
+        )
+        if route != "persistent":
             return None
         key = (shape.q_len, shape.causal)
         if key not in self._spare:  # of the largest batch: room for all
@@ -200,23 +213,51 @@ class StepPlans:
             workspace=None if out is not None else self._partials,
         )
 
-    def _route(self, shape: StepShape, kv_len: int, max_kv_len: int | None) -> str:
-        family, compute_units = ops.family_and_units(self._device)
-        asked = DecodeShape(
-            family=family,
-            compute_units=compute_units,
-            batch=shape.batch,
-            nhead=self._nhead,
-            q_len=shape.q_len,
-            kv_len=kv_len,
-            max_kv_len=None if max_kv_len is None else max(kv_len, max_kv_len),
-            q_dtype=self._dtypes[0],
-            kv_dtype=self._dtypes[1],
-            page_size=self._page_size,
-            head_dim_qk=self._head_dims[0],
-            head_dim_v=self._head_dims[1],
-        )
-        return route_mla_decode(asked).route
+
+def step_route(
+    device: torch.device,
+    *,
+    batch: int,
+    nhead: int,
+    q_len: int,
+    kv_len: int | None,
+    max_kv_len: int | None,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    page_size: int,
+    head_dims: tuple[int, int],
+    batch_invariant: bool = False,
+) -> str:
+    """The route of an engine's step; its lengths may be rounded each by itself.
+
+    Args:
+        device: of the engine's tensors.
+        batch: see DecodeShape, likewise those that are not named here.
+        nhead: of a rank.
+        q_len: of each request.
+        kv_len: the average.
+        max_kv_len: the longest; below the average it counts as that.
+        dtypes: of q and of the cache.
+        page_size: tokens.
+        head_dims: head_dim_qk, head_dim_v.
+        batch_invariant: likewise.
+    """
+    family, compute_units = ops.family_and_units(device)
+    shape = DecodeShape(
+        family=family,
+        compute_units=compute_units,
+        batch=batch,
+        nhead=nhead,
+        q_len=q_len,
+        kv_len=kv_len,
+        max_kv_len=None if max_kv_len is None else max(kv_len or 0, max_kv_len),
+        q_dtype=DTYPE_NAMES[dtypes[0]],
+        kv_dtype=DTYPE_NAMES[dtypes[1]],
+        page_size=page_size,
+        head_dim_qk=head_dims[0],
+        head_dim_v=head_dims[1],
+        batch_invariant=batch_invariant,
+    )
+    return route_mla_decode(shape).route
 
 
 def coarse_length(tokens: int, requests: int) -> int:

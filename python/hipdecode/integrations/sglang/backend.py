@@ -20,17 +20,15 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MLATokenToKVPool
 from sglang.srt.runtime_context import get_exec, get_parallel, get_spec
 from torch import Tensor
 
-from hipdecode import ops
-from hipdecode.arguments import DTYPE_NAMES
 from hipdecode.decode import mla_decode
-from hipdecode.dispatch import DecodeShape, route_mla_decode
 from hipdecode.errors import BadArgument
+from hipdecode.integrations.steps import coarse_length, step_route
 from hipdecode.plan import MlaPlan, plan_mla_decode
 from hipdecode.shard import KvShard
 from hipdecode.workspace import Workspace
 
 from .checks import check_layer, check_runner
-from .steps import Buffers, Deal, Step, is_ours, pack, rounded
+from .steps import Buffers, Deal, Step, is_ours, pack
 
 logger = logging.getLogger("hipdecode.sglang")
 
@@ -131,8 +129,9 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
         pages = batch + self._pages(tokens)
         if batch > self._eager.batch or pages > self._eager.kv_indices.shape[0]:
             self._eager = self._buffers(max(batch, self._eager.batch), 2 * pages)
-        kv_len, lens = rounded(tokens // batch // self.deal.ranks), forward_batch.seq_lens_cpu
-        longest = None if lens is None else rounded((int(lens.max()) + q_len) // self.deal.ranks)
+        ranks, lens = self.deal.ranks, forward_batch.seq_lens_cpu
+        kv_len = coarse_length(tokens // batch // ranks, 1)
+        longest = None if lens is None else coarse_length((int(lens.max()) + q_len) // ranks, 1)
         self._fill(self._eager, forward_batch, q_len, kv_len, longest)
 
     def init_forward_metadata_out_graph(
@@ -356,23 +355,19 @@ class HipdecodeAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang ha
     def _walks_a_plan(
         self, batch: int, q_len: int, kv_len: int | None, max_kv_len: int | None
     ) -> bool:
-        family, units = ops.family_and_units(self.device)
-        shape = DecodeShape(
-            family=family,
-            compute_units=units,
+        route = step_route(
+            self.device,
             batch=batch,
             nhead=self.nhead,
             q_len=q_len,
             kv_len=kv_len,
-            max_kv_len=None if max_kv_len is None else max(max_kv_len, kv_len or 0),
-            q_dtype=DTYPE_NAMES[self.q_dtype],
-            kv_dtype=DTYPE_NAMES[self.kv_cache_dtype],
+            max_kv_len=max_kv_len,
+            dtypes=(self.q_dtype, self.kv_cache_dtype),
             page_size=self.page_size,
-            head_dim_qk=self.head_dim_qk,
-            head_dim_v=self.head_dim_v,
+            head_dims=(self.head_dim_qk, self.head_dim_v),
             batch_invariant=self.batch_invariant,
         )
-        return route_mla_decode(shape).route == "persistent"
+        return route == "persistent"
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // (self.page_size * self.deal.ranks))

@@ -132,9 +132,3 @@ def pack(
 def is_ours(mode: Any) -> bool:  # noqa: ANN401
     """Steps of few rows per request, all requests equally many."""
     return bool(mode.is_decode_or_idle() or mode.is_target_verify() or mode.is_draft_extend_v2())
-
-
-def rounded(kv_len: int) -> int:
-    """Up to 1/8 of an octave more: routes are remembered, lengths change every step."""
-    grain = max(1 << max(kv_len.bit_length() - 4, 0), 1)
-    return -(-kv_len // grain) * grain

@@ -5,6 +5,8 @@
 
 namespace hipdecode::abi {
 
+inline constexpr int32_t kWorkRows = 128;  // (query token x head) rows of a work at most
+
 /// One record of `work_info_set` ([max_work, 8] int32): the keys that one tile of query rows
 /// attends to in one go.
 ///

@@ -9,7 +9,6 @@ namespace hipdecode::torch_ops {
 namespace {
 
 constexpr int64_t kMaxBlocks = 0x7fffffff;  // of a launch
-constexpr int32_t kWorkRows = 128;          // packed query rows of a planned work at most
 
 std::string kernel_name(const runtime::Place& place, const char* module, const Tensor& q,
                         const Tensor& kv_buffer, int64_t head_dim_v, const abi::MlaDecodeParams& p,
@@ -89,7 +88,7 @@ void launch_persistent(const runtime::Kernel& kernel, abi::MlaDecodeParams& p, i
                        const runtime::Place& place) {
   cut_into_tiles(kernel, p);
   const bool gpu = place.device.kind == runtime::DeviceKind::cuda;
-  const int32_t tiles_of_a_work = kWorkRows / std::max(kernel.info().rows, 1);
+  const int32_t tiles_of_a_work = abi::kWorkRows / std::max(kernel.info().rows, 1);
   p.row_tiles = gpu ? std::clamp(p.row_tiles, 1, std::max(tiles_of_a_work, 1)) : 1;
   if (clusters > 0) launch(kernel, p, clusters * p.row_tiles, place);
 }

@@ -13,7 +13,6 @@ namespace hipdecode::kernels::plan {
 
 using abi::MlaPlanParams;
 
-inline constexpr int32_t kTileRows = 128;      // (query token x head) rows of a tile at most
 inline constexpr int32_t kOverheadPages = 16;  // fixed cost of a work is 16 / page_size blocks
 inline constexpr int32_t kMaxInt32 = 0x7fffffff;
 inline constexpr int32_t kMaxPartials = (1 << 24) - 1;  // so that their rows are counted in 32 bits
@@ -67,7 +66,7 @@ struct Config {
         granularity(max_of(p.kv_granularity, 1)),
         overhead(ceil_div(kOverheadPages, page_size)),
         max_qlen(p.max_seqlen_qo >= 1 ? p.max_seqlen_qo : kMaxInt32),
-        rows_cap(max_of(quotient(kTileRows, max_of(p.nhead, 1)), 1)),
+        rows_cap(max_of(quotient(abi::kWorkRows, max_of(p.nhead, 1)), 1)),
         trims(p.causal != 0 && page_size == 1 && p.topk < 0) {
     if (p.topk < 0 || requests == 0) return;
     int64_t qlen = p.uni_seqlen_qo;
